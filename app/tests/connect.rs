@@ -38,7 +38,7 @@ fn serve() -> (tokio::runtime::Runtime, String) {
     let bound = Server::bind(("127.0.0.1", 0), ServerOptions::new("demo"));
     let server = runtime.block_on(bound).unwrap();
     server.opener().open(demo(), None).unwrap();
-    let url = format!("http://{}/v1", server.address());
+    let url = format!("{}/v1", server.url());
     runtime.spawn(server.run(std::future::pending()));
     (runtime, url)
 }

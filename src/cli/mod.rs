@@ -25,6 +25,8 @@ use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+#[cfg(feature = "server")]
+use clap::CommandFactory;
 use clap::{Parser, Subcommand};
 
 use self::log::Log;
@@ -93,7 +95,10 @@ enum Command {
 
 /// Parses the command line and runs it.
 pub(crate) fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match parsed() {
+        Ok(cli) => cli,
+        Err(error) => return failed(&error),
+    };
     let log = start_log(&cli.command);
     let result = match cli.command {
         Command::Generate(arguments) => generate::run(&arguments),
@@ -118,11 +123,22 @@ pub(crate) fn run() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of the pipe has closed it: a message would not be read.
         Err(error) if is_broken_pipe(&error) => ExitCode::FAILURE,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "error: {}", sentence(&error));
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&error),
     }
+}
+
+/// The command line, with the flags of the file that `serve --config` names. Exits if it cannot be understood.
+fn parsed() -> anyhow::Result<Cli> {
+    let line: Vec<_> = std::env::args_os().collect();
+    #[cfg(feature = "server")]
+    let line = serve::with_config(&Cli::command(), line)?;
+    Ok(Cli::parse_from(line))
+}
+
+/// Prints an error.
+fn failed(error: &anyhow::Error) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "error: {}", sentence(error));
+    ExitCode::FAILURE
 }
 
 /// An error and its causes, each said once: most errors of the library hold their cause's text in their own.

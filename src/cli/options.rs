@@ -411,7 +411,7 @@ pub(crate) fn as_prompt(text: &str) -> String {
     text.strip_suffix('\n').unwrap_or(&text).to_owned()
 }
 
-/// A number of tokens, one or more: `8192`, `128K`, `1M`.
+/// A number of tokens, one or more: `8192`, `128K`, `1M`, `4k`, `25.6k`.
 pub(crate) fn parse_tokens(text: &str) -> Result<usize, String> {
     let count = parse_token_limit(text)?;
     if count == 0 {
@@ -420,18 +420,60 @@ pub(crate) fn parse_tokens(text: &str) -> Result<usize, String> {
     Ok(count)
 }
 
-/// A number of tokens, which may be 0.
+/// A number of tokens, which may be 0. The units are vLLM's: `K`, `M`, `G` and `T` are powers of 1,024, and `k`, `m`, `g` and
+/// `t` of 1,000, which may follow a decimal fraction.
 pub(crate) fn parse_token_limit(text: &str) -> Result<usize, String> {
     let text = text.trim();
-    let (digits, unit) = match text.char_indices().last() {
-        Some((end, 'k' | 'K')) => (&text[..end], 1 << 10),
-        Some((end, 'm' | 'M')) => (&text[..end], 1 << 20),
-        _ => (text, 1),
+    let wrong = || {
+        format!("`{text}` is not a number of tokens such as 8192, 128K (131,072) or 128k (128,000)")
     };
-    let count: Option<usize> = digits.parse().ok();
-    count
-        .and_then(|count| count.checked_mul(unit))
-        .ok_or_else(|| format!("`{text}` is not a number of tokens such as 8192, 128K or 1M"))
+    let is_unit = |c: char| c.is_ascii_alphabetic();
+    let (digits, unit) = match text.char_indices().last() {
+        Some((end, unit)) if is_unit(unit) => (&text[..end], Some(unit)),
+        _ => (text, None),
+    };
+    let power = match unit.map(|unit| unit.to_ascii_lowercase()) {
+        None => 0,
+        Some('k') => 1,
+        Some('m') => 2,
+        Some('g') => 3,
+        Some('t') => 4,
+        Some(_) => return Err(wrong()),
+    };
+    let base: usize = match unit {
+        Some(unit) if unit.is_ascii_uppercase() => 1024,
+        _ => 1000,
+    };
+    let scale = base.checked_pow(power).ok_or_else(wrong)?;
+    let Some((whole, fraction)) = digits.split_once('.') else {
+        let count = digits
+            .parse()
+            .ok()
+            .and_then(|count: usize| count.checked_mul(scale));
+        return count.ok_or_else(wrong);
+    };
+    if base != 1000 || power == 0 {
+        return Err(format!(
+            "{}: a fraction goes with k, m, g and t alone",
+            wrong()
+        ));
+    }
+    decimal(whole, fraction, scale).ok_or_else(wrong)
+}
+
+/// `whole.fraction` times a power of ten, rounded down.
+fn decimal(whole: &str, fraction: &str, scale: usize) -> Option<usize> {
+    let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    if !is_number(whole) || !is_number(fraction) {
+        return None;
+    }
+    let mut count = whole.parse::<usize>().ok()?.checked_mul(scale)?;
+    let mut unit = scale;
+    for digit in fraction.bytes() {
+        unit /= 10;
+        count = count.checked_add(usize::from(digit - b'0') * unit)?;
+    }
+    Some(count)
 }
 
 /// Token ids separated by commas.
@@ -445,4 +487,43 @@ pub(crate) fn parse_ids(text: &str) -> Result<Vec<u32>, String> {
             .map_err(|_| format!("`{}` is not a token id", id.trim()))
     };
     text.split(',').map(parse).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_of_token_counts_are_vllms() {
+        for (text, tokens) in [
+            ("8192", 8192),
+            ("4k", 4000),
+            ("4K", 4096),
+            ("128K", 131_072),
+            ("1m", 1_000_000),
+            ("1M", 1 << 20),
+            ("25.6k", 25_600),
+            ("0.5m", 500_000),
+            ("1.23456k", 1234),
+            (" 2g ", 2_000_000_000),
+        ] {
+            assert_eq!(parse_tokens(text), Ok(tokens), "{text}");
+        }
+        for text in [
+            "",
+            "k",
+            "4kk",
+            "1.5",
+            "1.5K",
+            ".5k",
+            "1.k",
+            "-1",
+            "4q",
+            "99999999t",
+        ] {
+            assert!(parse_tokens(text).is_err(), "{text}");
+        }
+        assert_eq!(parse_token_limit("0"), Ok(0));
+        assert!(parse_tokens("0").is_err());
+    }
 }

@@ -1,7 +1,10 @@
 //! `kimi-linear serve`: an HTTP server for OpenAI's clients.
 
+mod config_file;
 mod flags;
 mod kv_transfer;
+mod sampling;
+mod tls;
 mod vllm;
 
 use std::io::Write;
@@ -17,9 +20,11 @@ use kimi_linear::error::TokenizerError;
 use kimi_linear::llm::LlmOptions;
 use kimi_linear::server::{KvTransfer, KvTransfers, Opener, Server, ServerOptions};
 
+pub(super) use self::config_file::with_config;
 pub(super) use self::flags::LogFormat;
 use self::flags::{Caching, Engines, Http, Logs};
 use self::kv_transfer::KvFlags;
+use self::sampling::Sampling;
 use self::vllm::Vllm;
 use super::options::{DeviceOptions, ModelOptions, load};
 
@@ -30,12 +35,17 @@ pub(crate) struct Arguments {
     /// The model, as with --model.
     #[arg(value_name = "MODEL", conflicts_with = "model")]
     model_path: Option<PathBuf>,
+    /// YAML file with flags, such as `port: 8000`. Flags on the command line win.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     #[command(flatten)]
     model: ModelOptions,
     #[command(flatten)]
     device: DeviceOptions,
     #[command(flatten)]
     http: Http,
+    #[command(flatten)]
+    sampling: Sampling,
     #[command(flatten)]
     engine: Engines,
     #[command(flatten)]
@@ -52,8 +62,8 @@ const AFTER_HELP: &str = "\
 Example:
   kimi-linear serve --model Kimi-Linear --port 8000 --max-model-len 128K --api-key KEY
 
-Flags with vLLM's names have vLLM's meaning. There is no TLS: put a reverse proxy such as Caddy or nginx in front. Ctrl-C or SIGTERM \
-finishes running answers and refuses new requests; a second signal exits at once.";
+Flags with vLLM's names have vLLM's meaning. Numbers of tokens may have a unit: K and M are powers of 1,024, k and m of 1,000. \
+Ctrl-C or SIGTERM finishes running answers and refuses new requests; a second signal exits at once.";
 
 impl Arguments {
     /// How the log is written.
@@ -67,6 +77,8 @@ impl Arguments {
             prefix_caching: self.caching.prefix_caching(),
             log_requests: self.logs.enable_log_requests,
             log_content: self.logs.log_content,
+            reasoning_parser: self.vllm.reasoning_parser,
+            sampling_defaults: self.sampling.defaults(&self.model.files()?)?,
             ..self.http.options(&self.model.name())?
         })
     }
@@ -100,24 +112,23 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<()> {
 
 async fn serve(arguments: Arc<Arguments>, transfers: Option<KvTransfer>) -> Result<()> {
     let options = arguments.server_options()?;
-    let (host, port) = (arguments.http.host.as_str(), arguments.http.port);
     let name = options.model_names.join(", ");
     let has_key = !options.api_keys.is_empty();
-    let server = Server::bind((host, port), options)
-        .await
-        .with_context(|| format!("cannot listen on {host}:{port}"))?;
+    let server = bind(&arguments.http, options).await?;
+    let base = server.url();
     // With port 0 the user reads here which port it is. A server that cannot say it serves all the same.
-    let listening = format!("listening on http://{}", server.address());
+    let listening = format!("listening on {base}");
     if let Err(error) = writeln!(std::io::stdout(), "{listening}") {
         tracing::warn!("{listening} (stdout cannot be written: {error})");
     }
     tracing::info!("loading {name}");
     arguments.vllm.tell();
-    let base = format!("http://{}", server.address());
-    if !has_key && !server.address().ip().is_loopback() {
+    let reachable = server
+        .address()
+        .filter(|address| !address.ip().is_loopback());
+    if let Some(address) = reachable.filter(|_| !has_key) {
         tracing::warn!(
-            "without an API key anyone who can reach {} may use this server: set --api-key or KIMI_LINEAR_API_KEY, or use --host 127.0.0.1",
-            server.address()
+            "without an API key anyone who can reach {address} may use this server: set --api-key or KIMI_LINEAR_API_KEY, or use --host 127.0.0.1"
         );
     }
     let opener = server.opener();
@@ -135,8 +146,11 @@ async fn serve(arguments: Arc<Arguments>, transfers: Option<KvTransfer>) -> Resu
     let failed = async {
         match opening.await {
             Ok(Ok(())) => {
-                tracing::info!("serving {name} at {base}/v1; a chat page at {base}/");
-                tracing::info!("try: {}", example(&base, has_key));
+                match arguments.http.uds {
+                    None => tracing::info!("serving {name} at {base}/v1; a chat page at {base}/"),
+                    Some(_) => tracing::info!("serving {name} at {base}"),
+                }
+                tracing::info!("try: {}", example(&arguments.http, &base, has_key));
                 std::future::pending().await
             }
             Ok(Err(error)) => error,
@@ -149,15 +163,35 @@ async fn serve(arguments: Arc<Arguments>, transfers: Option<KvTransfer>) -> Resu
     }
 }
 
+/// Listens on the Unix socket, or the address, that the flags name.
+async fn bind(http: &Http, options: ServerOptions) -> Result<Server> {
+    if let Some(path) = &http.uds {
+        #[cfg(unix)]
+        return Server::bind_unix(path, options)
+            .await
+            .with_context(|| format!("--uds: cannot listen on {}", path.display()));
+        #[cfg(not(unix))]
+        anyhow::bail!("--uds {}: this system has no Unix sockets", path.display());
+    }
+    let (host, port) = (http.host.as_str(), http.port);
+    Server::bind((host, port), options)
+        .await
+        .with_context(|| format!("cannot listen on {host}:{port}"))
+}
+
 /// A first request for the command line.
-fn example(base: &str, has_key: bool) -> String {
+fn example(http: &Http, base: &str, has_key: bool) -> String {
+    let to = match &http.uds {
+        Some(path) => format!("--unix-socket {} http://localhost", path.display()),
+        None => base.to_owned(),
+    };
     let key = if has_key {
         " -H 'Authorization: Bearer KEY'"
     } else {
         ""
     };
     let body = r#"{"messages": [{"role": "user", "content": "Hello"}]}"#;
-    format!("curl {base}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'")
+    format!("curl {to}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'")
 }
 
 /// Ctrl-C, or what a service manager sends.

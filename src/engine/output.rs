@@ -18,10 +18,11 @@ pub struct Output {
     pub event: Event,
     /// The text that is final after this event, as whole characters that cannot be part of a stop string, and tool calls if
     /// these are parsed.
-    /// calls, where they are looked for.
     pub deltas: Vec<ToolCallEvent>,
     /// The stop string that ended the answer, with the event that it is complete.
     pub stop: Option<String>,
+    /// Whether the answer ends with this event inside a tool call, in its header or in its arguments.
+    pub cut_call: bool,
 }
 
 impl Output {
@@ -56,6 +57,7 @@ impl OutputProcessor {
                 decoder: StreamDecoder::new(Arc::clone(tokenizer)),
                 stops: StopStrings::default(),
                 skip_special: false,
+                shown: &[],
                 parser: None,
                 tokens: 0,
                 stopped: false,
@@ -93,6 +95,13 @@ impl OutputProcessor {
         self
     }
 
+    /// Control tokens whose names are in the text even where the others are left out of it.
+    #[must_use]
+    pub fn show(mut self, names: &'static [&'static str]) -> Self {
+        self.fresh.shown = names;
+        self
+    }
+
     /// Whether tool calls are parsed; otherwise they stay text.
     #[must_use]
     pub fn tool_calls(mut self, wanted: bool) -> Self {
@@ -104,7 +113,7 @@ impl OutputProcessor {
     /// string is complete, or because the token is invalid and the request fails. What the engine computed of an answer after
     /// its stop string is dropped, and not counted.
     pub fn process(&mut self, mut event: Event, client: &mut dyn FnMut(Output)) -> ControlFlow<()> {
-        let (mut stopped, mut stop) = (false, None);
+        let (mut stopped, mut stop, mut cut_call) = (false, None, false);
         let deltas = match &mut event {
             _ if self.failed => return ControlFlow::Break(()),
             Event::Token { sample, id, .. } => {
@@ -123,6 +132,10 @@ impl OutputProcessor {
                 ..
             } => {
                 let answer = self.answer(*sample);
+                cut_call = answer
+                    .parser
+                    .as_ref()
+                    .is_some_and(ToolCallParser::is_in_call);
                 let deltas = answer.finish(reason, usage);
                 let found = answer
                     .stops
@@ -142,6 +155,7 @@ impl OutputProcessor {
             event,
             deltas,
             stop,
+            cut_call,
         });
         if stopped || self.failed {
             return ControlFlow::Break(());
@@ -169,6 +183,8 @@ struct AnswerText {
     decoder: StreamDecoder<Arc<Tokenizer>>,
     stops: StopStrings,
     skip_special: bool,
+    /// Control tokens that are shown even so.
+    shown: &'static [&'static str],
     parser: Option<ToolCallParser>,
     /// Tokens that were taken.
     tokens: usize,
@@ -187,7 +203,8 @@ impl AnswerText {
             (token.text, self.stopped) = self.stops.push(&token.text);
         }
         let marks = self.parser.is_some() && Marker::of(&token).is_some();
-        if self.skip_special && !marks {
+        let is_shown = |name: &str| self.shown.contains(&name);
+        if self.skip_special && !marks && !token.special.as_deref().is_some_and(is_shown) {
             token.special = None;
         }
         Ok(match &mut self.parser {

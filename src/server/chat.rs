@@ -33,6 +33,8 @@ pub(super) struct ChatFields {
     logprobs: Option<bool>,
     /// The likeliest tokens that are told beside each one, at most 20.
     top_logprobs: Option<Whole>,
+    /// Whether reasoning is sent, if the server separates it; the default is true.
+    include_reasoning: Option<bool>,
 }
 
 /// The fields that say a prompt of messages.
@@ -78,7 +80,7 @@ pub(super) fn chat_of(fields: &mut Fields, form: &Form) -> Result<Chat> {
     })
 }
 
-fn read(mut fields: Fields, service: &Service) -> Result<ChatRequest> {
+fn read(mut fields: Fields, service: &Service) -> Result<(ChatRequest, ())> {
     let own: ChatFields = fields.part()?;
     let newer = count(
         "max_completion_tokens",
@@ -111,26 +113,27 @@ fn read(mut fields: Fields, service: &Service) -> Result<ChatRequest> {
     // A guess of the answer makes it come faster elsewhere, not different.
     fields.ignore(&["prediction"]);
     fields.finish()?;
-    Ok(ChatRequest {
+    let asked = ChatRequest {
         chat,
         parameters,
         form,
         logprobs: wanted.then(|| top.unwrap_or(0)),
-    })
+        include_reasoning: own.include_reasoning.unwrap_or(true),
+    };
+    Ok((asked, ()))
 }
 
 /// Answers a chat.
 pub(super) async fn completions(call: Call, fields: Fields) -> Result<Response> {
     let service = Arc::clone(&call.service);
-    let alone = service.alone(fields.size()).await?;
-    let prepared = prepare(&service, move |service| read(fields, service)).await?;
-    drop(alone);
+    let (prepared, ()) = prepare(&service, fields, read).await?;
     let parameters = &prepared.asked.parameters;
     let chats = Chats {
         service,
         id: call.id.clone(),
         answers: vec![Said::default(); parameters.samples],
         logprobs: prepared.asked.logprobs,
+        include_reasoning: prepared.asked.include_reasoning && prepared.separates_reasoning(),
         prompt_logprobs: parameters.prompt_logprobs,
         scores: Vec::new(),
         return_ids: parameters.return_ids,
@@ -148,6 +151,8 @@ struct Chats {
     answers: Vec<Said>,
     /// The likeliest tokens that are told of each one; `None` where nothing is told.
     logprobs: Option<usize>,
+    /// Whether answers have fields for reasoning.
+    include_reasoning: bool,
     /// The same of the prompt's tokens.
     prompt_logprobs: Option<usize>,
     /// How likely the prompt's tokens after the first are, where that is told.
@@ -159,6 +164,7 @@ struct Chats {
 /// One answer that is sent whole.
 #[derive(Clone, Default)]
 struct Said {
+    reasoning: String,
     content: String,
     calls: Vec<[String; 3]>,
     logprobs: Vec<Value>,
@@ -202,7 +208,11 @@ impl Shape for Chats {
 
     /// One chunk for each thing that the part says. What is known of its token goes with the first, the reason with the last.
     fn chunks(&mut self, part: Part) -> Vec<Value> {
-        let mut deltas: Vec<Value> = part.deltas.iter().filter_map(delta).collect();
+        let mut deltas = Vec::new();
+        if self.include_reasoning && !part.reasoning.is_empty() {
+            deltas.push(Value::from(reasoning(&part.reasoning)));
+        }
+        deltas.extend(part.deltas.iter().filter_map(delta));
         let ends = part.reason.is_some();
         if ends || (deltas.is_empty() && (self.logprobs.is_some() || self.return_ids)) {
             deltas.push(json!({}));
@@ -232,6 +242,7 @@ impl Shape for Chats {
     fn take(&mut self, part: Part) {
         let logprob = self.logprob(&part);
         let whole = &mut self.answers[part.index];
+        whole.reasoning.push_str(&part.reasoning);
         whole.ids.extend(part.token.map(|token| token.0));
         whole.logprobs.extend(logprob);
         whole.reason = whole.reason.or(part.reason);
@@ -255,7 +266,13 @@ impl Shape for Chats {
     fn choice(&mut self, index: usize) -> Value {
         let whole = std::mem::take(&mut self.answers[index]);
         if self.service.options.log_content {
-            tracing::info!(request = self.id, content = whole.content, "answer");
+            let reasoning = &whole.reasoning;
+            tracing::info!(
+                request = self.id,
+                reasoning,
+                content = whole.content,
+                "answer"
+            );
         }
         let content = if whole.content.is_empty() && !whole.calls.is_empty() {
             Value::Null
@@ -263,6 +280,9 @@ impl Shape for Chats {
             Value::from(whole.content)
         };
         let mut message = json!({ "role": "assistant", "content": content, "refusal": null });
+        if let (true, Value::Object(message)) = (self.include_reasoning, &mut message) {
+            message.extend(reasoning(&whole.reasoning));
+        }
         if !whole.calls.is_empty() {
             let call = |[id, name, arguments]: [String; 3]| {
                 json!({
@@ -286,6 +306,19 @@ impl Shape for Chats {
         }
         choice
     }
+}
+
+/// The fields that hold reasoning: vLLM's present name and its earlier one, which is DeepSeek's; null without reasoning.
+fn reasoning(text: &str) -> Map<String, Value> {
+    let value = match text {
+        "" => Value::Null,
+        text => Value::from(text),
+    };
+    let fields = ["reasoning", "reasoning_content"];
+    fields
+        .map(|name| (name.to_owned(), value.clone()))
+        .into_iter()
+        .collect()
 }
 
 fn delta(event: &ToolCallEvent) -> Option<Value> {

@@ -14,8 +14,9 @@ use super::fields::{Fields, Whole, count, needed};
 use super::logprobs::{self, Lists};
 use super::parameters::{MOST_LOGPROBS, Parameters};
 use super::prompt::{Prompts, check_ids};
-use super::response::{Part, respond};
+use super::response::{Part, Reader, respond};
 use super::routes::Call;
+use super::schema_check::SchemaChecks;
 use super::service::Service;
 use super::tools::Form;
 use crate::engine::{PromptScores, Request, Scored, TokenLogprobs};
@@ -49,6 +50,7 @@ pub(super) struct CompletionFields {
 struct Asked {
     parameters: Parameters,
     form: Form,
+    checks: Option<SchemaChecks>,
     /// The prompt comes before each answer.
     echo: bool,
     logprobs: Option<usize>,
@@ -91,6 +93,7 @@ fn read(mut fields: Fields, service: &Service) -> Result<(Asked, Vec<Request>)> 
     }
     let asked = Asked {
         parameters,
+        checks: form.checks(),
         form,
         echo,
         logprobs,
@@ -100,7 +103,7 @@ fn read(mut fields: Fields, service: &Service) -> Result<(Asked, Vec<Request>)> 
     let mut requests = requests.collect::<Result<Vec<_>>>()?;
     let grammar = asked
         .form
-        .grammar(service.tokenizer(), service.grammars())?;
+        .grammar(service.tokenizer(), service.grammars(), None)?;
     if grammar.is_some() && asked.parameters.ignore_eos {
         return Err(endless_form());
     }
@@ -149,7 +152,12 @@ pub(super) async fn completions(call: Call, fields: Fields) -> Result<Response> 
         return_ids,
     };
     let protocol = Choices::new(texts, &asked.parameters);
-    respond(call, &asked.parameters, &processor, requests, protocol).await
+    let reader = Reader {
+        processor,
+        reasoning: None,
+        checks: asked.checks,
+    };
+    respond(call, &asked.parameters, reader, requests, protocol).await
 }
 
 /// What has come of one answer since it was sent last.

@@ -59,7 +59,7 @@ impl ApiError {
     }
 
     /// A prompt that was not encoded to its end, because it cannot fit the context.
-    fn past_context(context: usize) -> Self {
+    pub(super) fn past_context(context: usize) -> Self {
         let message = format!(
             "This model's maximum context length is {context} tokens. However, your messages resulted in more than that. Please reduce the length of the messages."
         );

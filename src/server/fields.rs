@@ -1,13 +1,18 @@
 //! A JSON body, field by field: each is taken by name and type, and fields that remain are refused by name.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use axum::body::Bytes;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::{Deserialize, DeserializeOwned, Deserializer, Error, Unexpected, Visitor};
-use serde_json::{Map, Value};
+use serde::de::{
+    Deserialize, DeserializeOwned, Deserializer, Error, IgnoredAny, Unexpected, Visitor,
+};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
 use super::error::{ApiError, Result};
+use super::strict;
 use crate::config::kind;
 
 /// Fields of well-known clients that change no answer: what they, their routers and their logs keep books with.
@@ -44,10 +49,11 @@ const BOOKKEEPING: [&str; 30] = [
     "vllm_xargs",
 ];
 
-/// The fields of a body that have not been taken.
+/// The fields of a body that have not been taken, each as its JSON text: a large body is parsed into types, and never into JSON
+/// values, which take ten times its size.
 #[derive(Debug)]
 pub(super) struct Fields {
-    map: Map<String, Value>,
+    map: BTreeMap<String, Bytes>,
     /// Bytes of the body.
     size: usize,
     /// Whether fields that change nothing are refused where they are not known.
@@ -57,32 +63,21 @@ pub(super) struct Fields {
 impl Fields {
     /// Reads a body, which must be a JSON object.
     pub(super) fn read(body: &Bytes) -> Result<Self> {
-        let refused = |error: &serde_json::Error| {
-            let message = error.to_string();
-            // serde_json misses the other half of a pair where it is missing.
-            let message = match message.contains("surrogate") || message.contains("hex escape") {
-                true => format!(
-                    "a text in the body has a `\\u` escape that is no whole character: half of a surrogate pair, or not four hexadecimal digits (line {} column {})",
-                    error.line(),
-                    error.column()
-                ),
-                false => format!("the body is not a JSON object: {message}"),
+        let parsed: serde_json::Result<BTreeMap<String, &RawValue>> = serde_json::from_slice(body);
+        let fields = parsed.map_err(|error| {
+            let message = match not_an_object(body) {
+                Some(kind) => format!("the body is not a JSON object, but {kind}"),
+                None if is_broken_escape(&error) => BROKEN_ESCAPE.to_owned(),
+                None => format!("the body is not a JSON object: {error}"),
             };
             ApiError::invalid(message).code("invalid_json")
-        };
-        let value: Value = serde_json::from_slice(body).map_err(|error| refused(&error))?;
-        match value {
-            Value::Object(map) => Ok(Self {
-                map,
-                size: body.len(),
-                strict: false,
-            }),
-            other => Err(ApiError::invalid(format!(
-                "the body is not a JSON object, but {}",
-                kind(&other)
-            ))
-            .code("invalid_json")),
-        }
+        })?;
+        let text = |(name, raw): (String, &RawValue)| (name, body.slice_ref(raw.get().as_bytes()));
+        Ok(Self {
+            map: fields.into_iter().map(text).collect(),
+            size: body.len(),
+            strict: false,
+        })
     }
 
     /// Whether fields that change nothing are to be refused where they are not known.
@@ -101,33 +96,60 @@ impl Fields {
         self.strict
     }
 
+    /// The text of a field; `None` if it is missing or null.
+    fn take_text(&mut self, name: &str) -> Option<Bytes> {
+        self.map.remove(name).filter(|text| text != NULL)
+    }
+
     /// Takes a field; `None` if it is missing or null.
     pub(super) fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>> {
-        let value = self.map.shift_remove(name).filter(|value| !value.is_null());
-        value.map(|value| typed(name, value)).transpose()
+        let text = self.take_text(name);
+        text.map(|text| typed_text(name, &text)).transpose()
     }
 
     /// Takes all fields that a struct has; null is as if they were missing.
-    pub(super) fn part<T: DeserializeOwned>(&mut self) -> Result<T> {
-        let mut part = Map::new();
+    pub(super) fn part<T: DeserializeOwned + JsonSchema>(&mut self) -> Result<T> {
+        let mut text = b"{".to_vec();
         for name in field_names::<T>() {
-            let value = self
-                .map
-                .shift_remove(*name)
-                .filter(|value| !value.is_null());
-            part.extend(value.map(|value| ((*name).to_owned(), value)));
+            let Some(value) = self.take_text(name) else {
+                continue;
+            };
+            if text.len() > 1 {
+                text.push(b',');
+            }
+            // Names of fields need no escapes.
+            text.extend_from_slice(format!("\"{name}\":").as_bytes());
+            text.extend_from_slice(&value);
         }
-        typed("", Value::Object(part))
+        text.push(b'}');
+        let part = typed_text("", &text)?;
+        if self.strict
+            && let Some(path) = strict::unknown_field::<T>(&typed_text("", &text)?)
+        {
+            return Err(unknown(&path));
+        }
+        Ok(part)
     }
 
     /// A field that stays where it is; null where it is missing.
-    pub(super) fn get(&self, name: &str) -> &Value {
-        self.map.get(name).unwrap_or(&Value::Null)
+    ///
+    /// # Errors
+    /// A text in it that is not valid.
+    pub(super) fn get(&self, name: &str) -> Result<Value> {
+        let text = self.map.get(name);
+        text.map_or(Ok(Value::Null), |text| typed_text(name, text))
+    }
+
+    /// Number of elements of a field that is a list; 0 for other fields. No value is made of them.
+    pub(super) fn elements(&self, name: &str) -> usize {
+        let text = self.map.get(name);
+        let list = text.and_then(|text| serde_json::from_slice::<Vec<IgnoredAny>>(text).ok());
+        list.map_or(0, |list| list.len())
     }
 
     /// Whether a field is there and not null.
     pub(super) fn has(&self, name: &str) -> bool {
-        self.map.get(name).is_some_and(|value| !value.is_null())
+        self.map.get(name).is_some_and(|text| text != NULL)
     }
 
     /// Refuses a field that this server has no use for unless it has one of these values, or is missing.
@@ -143,24 +165,53 @@ impl Fields {
     /// Takes fields that have no effect here.
     pub(super) fn ignore(&mut self, names: &[&str]) {
         for name in names {
-            self.map.shift_remove(*name);
+            self.map.remove(*name);
         }
     }
 
     /// Refuses the fields that remain, unless they change nothing.
     pub(super) fn finish(self) -> Result<()> {
-        let harmless = |name: &str, value: &Value| {
-            !self.strict && (value.is_null() || BOOKKEEPING.contains(&name))
+        let harmless = |name: &str, text: &Bytes| {
+            !self.strict && (text == NULL || BOOKKEEPING.contains(&name))
         };
         let mut left = self.map.iter();
-        match left.find(|(name, value)| !harmless(name, value)) {
+        match left.find(|(name, text)| !harmless(name, text)) {
             None => Ok(()),
-            Some((name, _)) => {
-                let message = format!("`{}` is not a field of this request", shorten(name));
-                Err(ApiError::field(&shorten(name), message).code("unknown_parameter"))
-            }
+            Some((name, _)) => Err(unknown(name)),
         }
     }
+}
+
+/// The text of a field without a value.
+const NULL: &[u8] = b"null";
+
+/// What is said of a text that serde_json cannot read.
+const BROKEN_ESCAPE: &str = "a text in the body has a `\\u` escape that is no whole character: half of a surrogate pair, or not four hexadecimal digits";
+
+/// serde_json's message misses the other half of a pair where it is missing.
+fn is_broken_escape(error: &serde_json::Error) -> bool {
+    let message = error.to_string();
+    message.contains("surrogate") || message.contains("hex escape")
+}
+
+fn unknown(path: &str) -> ApiError {
+    let path = shorten(path);
+    let message = format!("`{path}` is not a field of this request");
+    ApiError::field(&path, message).code("unknown_parameter")
+}
+
+/// What a body is that does not begin as an object does; `None` if it does, or is no JSON.
+fn not_an_object(body: &[u8]) -> Option<&'static str> {
+    let first = body.iter().find(|byte| !byte.is_ascii_whitespace())?;
+    let like = match first {
+        b'[' => json!([]),
+        b'"' => json!(""),
+        b'0'..=b'9' | b'-' => json!(0),
+        b't' | b'f' => json!(true),
+        b'n' => Value::Null,
+        _ => return None,
+    };
+    Some(kind(&like))
 }
 
 /// An object without the fields that change nothing: those of these names, and those that are null.
@@ -299,18 +350,34 @@ fn out_of_range(
 
 /// Reads a value as a type; what is wrong is told with the path to it, which begins with `name` unless that is empty.
 pub(super) fn typed<T: DeserializeOwned>(name: &str, value: Value) -> Result<T> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
-        let inner = error.path().to_string();
-        let path = match inner.as_str() {
-            "." => name.to_owned(),
-            _ if name.is_empty() => inner,
-            list if list.starts_with('[') => format!("{name}{list}"),
-            _ => format!("{name}.{inner}"),
-        };
-        // The value may be of any length.
-        let reason = shorten(&error.inner().to_string());
-        ApiError::field(&path, format!("`{path}`: {reason}")).code("invalid_type")
-    })
+    serde_path_to_error::deserialize(value).map_err(|error| mistyped(name, &error))
+}
+
+/// Reads a JSON text as a type, like [`typed`].
+fn typed_text<T: DeserializeOwned>(name: &str, text: &[u8]) -> Result<T> {
+    let mut json = serde_json::Deserializer::from_slice(text);
+    serde_path_to_error::deserialize(&mut json).map_err(|error| mistyped(name, &error))
+}
+
+fn mistyped(name: &str, error: &serde_path_to_error::Error<serde_json::Error>) -> ApiError {
+    let inner = error.path().to_string();
+    let path = match inner.as_str() {
+        "." => name.to_owned(),
+        _ if name.is_empty() => inner,
+        list if list.starts_with('[') => format!("{name}{list}"),
+        _ => format!("{name}.{inner}"),
+    };
+    let error = error.inner();
+    if is_broken_escape(error) {
+        return ApiError::field(&path, format!("`{path}`: {BROKEN_ESCAPE}")).code("invalid_json");
+    }
+    let reason = error.to_string();
+    // The position is that in the field's text, not in the body.
+    let position = format!(" at line {} column {}", error.line(), error.column());
+    let reason = reason.strip_suffix(&position).unwrap_or(&reason);
+    // The value may be of any length.
+    let reason = shorten(reason);
+    ApiError::field(&path, format!("`{path}`: {reason}")).code("invalid_type")
 }
 
 /// The beginning of a text from a client, which may be of any length.
@@ -371,7 +438,7 @@ mod tests {
 
     #[test]
     fn a_struct_takes_its_own_fields_and_leaves_the_others() {
-        #[derive(Debug, serde::Deserialize)]
+        #[derive(Debug, serde::Deserialize, JsonSchema)]
         struct Part {
             a: Option<u32>,
             #[serde(rename = "type")]
@@ -425,8 +492,7 @@ mod tests {
             r#"{"a": "\udc00"}"#,
             r#"{"a": "\ud83d\u0041"}"#,
         ] {
-            let body = Bytes::copy_from_slice(text.as_bytes());
-            let error = Fields::read(&body).unwrap_err();
+            let error = fields(text).take::<String>("a").unwrap_err();
             let (_, message) = message(&error);
             assert!(
                 message.contains("half of a surrogate pair"),

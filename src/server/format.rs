@@ -5,8 +5,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::error::{ApiError, Result};
-use super::fields::Fields;
+use super::fields::{Fields, shorten, typed};
+use super::gbnf;
 use super::grammar::{json_rule, literal};
+use super::structural_tag::{StructuralTag, Structure, TagFormat};
 
 /// The format of a text.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,11 +43,20 @@ pub(super) struct FormatFields {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ResponseFormat {
-    /// `text`, `json_object` or `json_schema`.
+    /// `text`, `json_object`, `json_schema` or `structural_tag`.
     #[serde(rename = "type")]
     kind: String,
     #[serde(default)]
     json_schema: Option<NamedSchema>,
+    /// The format of a structural tag.
+    #[serde(default)]
+    format: Option<TagFormat>,
+    /// The tags of a structural tag in vLLM's earlier form.
+    #[serde(default)]
+    structures: Option<Vec<Structure>>,
+    /// The texts that trigger them.
+    #[serde(default)]
+    triggers: Option<Vec<String>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -70,10 +81,12 @@ struct StructuredOutputs {
     regex: Option<String>,
     /// The texts of which the answer must be one.
     choice: Option<Vec<String>>,
-    /// A grammar in llguidance's Lark.
+    /// A grammar in GBNF or EBNF (`root ::= ...`), or in llguidance's Lark.
     grammar: Option<String>,
     /// Any JSON object.
     json_object: Option<bool>,
+    /// A structural tag, as an object or as text.
+    structural_tag: Option<Value>,
 }
 
 impl Format {
@@ -86,6 +99,7 @@ impl Format {
             choice: found.guided_choice,
             grammar: found.guided_grammar,
             json_object: None,
+            structural_tag: None,
         };
         let wanted = found.structured_outputs.unwrap_or_default();
         let response = found.response_format.map(response_format).transpose()?;
@@ -125,7 +139,7 @@ impl Format {
 }
 
 /// A regular expression between slashes, as Lark writes it.
-fn delimited(regex: &str) -> String {
+pub(super) fn delimited(regex: &str) -> String {
     let (mut out, mut escaped) = (String::from("/"), false);
     for c in regex.chars() {
         match c {
@@ -157,15 +171,31 @@ impl StructuredOutputs {
             }
             all.push((Format::Choice(texts), names[2]));
         }
-        if let Some(grammar) = self.grammar {
-            if grammar.contains("::=") {
-                let message = format!(
-                    "`{}`: grammars are read in llguidance's Lark (`start: ...`); `::=` is GBNF or EBNF",
-                    names[3]
-                );
-                return Err(ApiError::field(names[3], message).code("unsupported_value"));
+        if let Some(tag) = self.structural_tag {
+            let mut tag = match tag {
+                Value::String(text) => serde_json::from_str(&text).unwrap_or(Value::Null),
+                tag => tag,
+            };
+            // vLLM's text is a whole `response_format`.
+            if let Value::Object(fields) = &mut tag
+                && fields
+                    .get("type")
+                    .is_some_and(|kind| kind == "structural_tag")
+            {
+                fields.shift_remove("type");
             }
-            all.push((Format::Lark(grammar), names[3]));
+            let at = format!("{}.structural_tag", names[3]);
+            all.push((structural_tag(&at, &typed(&at, tag)?)?, names[3]));
+        }
+        if let Some(grammar) = self.grammar {
+            let lark = match gbnf::is_gbnf(&grammar) {
+                false => grammar,
+                true => gbnf::to_lark(&grammar).map_err(|reason| {
+                    let message = format!("`{}`: {}", names[3], shorten(&reason));
+                    ApiError::field(names[3], message).code("invalid_value")
+                })?,
+            };
+            all.push((Format::Lark(lark), names[3]));
         }
         Ok(all)
     }
@@ -184,7 +214,34 @@ fn schema_of(name: &str, schema: Value) -> Result<Value> {
     Err(ApiError::field(name, message).code("invalid_value"))
 }
 
+fn structural_tag(at: &str, tag: &StructuralTag) -> Result<Format> {
+    tag.to_lark().map(Format::Lark).map_err(|reason| {
+        let message = format!("`{at}`: {}", shorten(&reason));
+        ApiError::field(at, message).code("invalid_value")
+    })
+}
+
 fn response_format(format: ResponseFormat) -> Result<Format> {
+    const FIELD: &str = "response_format";
+    let tag = match (format.format, format.structures, format.triggers) {
+        (None, None, None) => None,
+        (Some(format), None, None) => Some(StructuralTag::Format { format }),
+        (None, Some(structures), Some(triggers)) => Some(StructuralTag::Structures {
+            structures,
+            triggers,
+        }),
+        _ => {
+            let message = "`response_format`: a structural tag has a `format`, or `structures` and `triggers`";
+            return Err(ApiError::field(FIELD, message).code("invalid_value"));
+        }
+    };
+    if let Some(tag) = tag {
+        if format.kind != "structural_tag" || format.json_schema.is_some() {
+            let message = "`response_format`: `format`, `structures` and `triggers` are for the type `structural_tag` alone";
+            return Err(ApiError::field(FIELD, message).code("invalid_value"));
+        }
+        return structural_tag(FIELD, &tag);
+    }
     match (format.kind.as_str(), format.json_schema) {
         ("text", None) => Ok(Format::Text),
         ("json_object", None) => Ok(Format::Json(json!({ "type": "object" }))),
@@ -198,8 +255,8 @@ fn response_format(format: ResponseFormat) -> Result<Format> {
             Err(ApiError::field("response_format.json_schema", message).code("invalid_value"))
         }
         _ => {
-            let message = "`response_format.type` must be `text`, `json_object`, or `json_schema` with a `json_schema`";
-            Err(ApiError::field("response_format", message).code("invalid_value"))
+            let message = "`response_format.type` must be `text`, `json_object`, `json_schema` with a `json_schema`, or `structural_tag` with a `format`";
+            Err(ApiError::field(FIELD, message).code("invalid_value"))
         }
     }
 }
@@ -253,7 +310,7 @@ mod tests {
         let both = json!({ "guided_choice": ["a"], "guided_regex": "a" });
         assert!(taken(both).is_err());
         assert!(taken(json!({ "guided_choice": [] })).is_err());
-        assert!(taken(json!({ "guided_grammar": "root ::= \"a\"" })).is_err());
+        assert!(taken(json!({ "guided_grammar": "root ::= \"a" })).is_err());
     }
 
     #[test]

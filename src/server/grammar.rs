@@ -147,3 +147,24 @@ impl Guide for Following {
         Ok(self.0.is_stopped())
     }
 }
+
+/// Whether a grammar takes a text, encoded by the demo model's tokenizer, as a whole answer.
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+pub(super) fn takes(lark: &str, text: &str) -> bool {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo");
+    let tokenizer = Tokenizer::from_dir(std::path::Path::new(folder)).unwrap();
+    let stop_ids = tokenizer.eos_ids();
+    let grammars = Grammars::new(&tokenizer, tokenizer.vocab_size(), &stop_ids).unwrap();
+    let compiled = grammars.compile(lark.to_owned()).unwrap();
+    let mut guide = compiled
+        .unwrap_or_else(|error| panic!("{error}: {lark}"))
+        .guide();
+    let mut ids = tokenizer.encode_ordinary(text).unwrap();
+    ids.push(stop_ids[0]);
+    ids.iter().all(|id| {
+        let allowed = guide.allowed().unwrap();
+        let is_allowed = (allowed[*id as usize / 32] >> (id % 32)) & 1 == 1;
+        is_allowed && guide.take(*id).is_ok()
+    })
+}

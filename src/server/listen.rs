@@ -1,14 +1,17 @@
 //! Connections: who is let in, how long they may be silent, and how it all ends.
 
 use std::net::SocketAddr;
+#[cfg(unix)]
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, ToSocketAddrs};
 use tokio_io_timeout::TimeoutStream;
 
 use super::gate::Gate;
@@ -17,6 +20,8 @@ use super::metrics::Metrics;
 use super::options::ServerOptions;
 use super::routes::{Shared, router};
 use super::service::Service;
+#[cfg(unix)]
+use super::socket::Socket;
 use crate::error::TokenizerError;
 use crate::llm::Llm;
 
@@ -32,9 +37,15 @@ const LINGER: Duration = Duration::from_secs(5);
 
 /// A server that listens. Until it is given a model it says that it is loading.
 pub struct Server {
-    listener: TcpListener,
-    address: SocketAddr,
+    listener: Listener,
     shared: Arc<Shared>,
+}
+
+/// What connections come from.
+enum Listener {
+    Tcp(TcpListener, SocketAddr),
+    #[cfg(unix)]
+    Unix(Socket),
 }
 
 /// Gives a server its model, from wherever that is loaded.
@@ -65,26 +76,61 @@ impl Server {
         options: ServerOptions,
     ) -> std::io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        let local = address.ip().is_loopback();
+        Ok(Self::of(Listener::Tcp(listener, address), local, options))
+    }
+
+    /// Listens on a Unix socket. The socket of a server that has ended is replaced; the file is removed with the server.
+    ///
+    /// # Errors
+    /// A path that cannot be written, that another server listens on, or that is not a socket.
+    #[cfg(unix)]
+    pub async fn bind_unix(path: &Path, options: ServerOptions) -> std::io::Result<Self> {
+        let socket = Socket::bind(path).await?;
+        // No web page reaches a Unix socket: requests may name any host.
+        Ok(Self::of(Listener::Unix(socket), false, options))
+    }
+
+    fn of(listener: Listener, local: bool, options: ServerOptions) -> Self {
         let name = options.model_names.first();
         let metrics = Metrics::new(name.map_or("kimi-linear", String::as_str));
-        let address = listener.local_addr()?;
-        Ok(Self {
-            address,
+        Self {
             listener,
             shared: Arc::new(Shared {
                 options: Arc::new(options),
                 metrics: Arc::new(metrics),
                 gate: Gate::new(),
-                local: address.ip().is_loopback(),
+                local,
                 service: OnceLock::new(),
             }),
-        })
+        }
     }
 
-    /// Where it listens.
+    /// The address that it listens on; `None` for a Unix socket.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn address(&self) -> Option<SocketAddr> {
+        match &self.listener {
+            Listener::Tcp(_, address) => Some(*address),
+            #[cfg(unix)]
+            Listener::Unix(_) => None,
+        }
+    }
+
+    /// Where it listens, as clients write it: `http://HOST:PORT`, `https://HOST:PORT`, or `unix:PATH`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        match &self.listener {
+            Listener::Tcp(_, address) => {
+                let scheme = match self.shared.options.tls {
+                    Some(_) => "https",
+                    None => "http",
+                };
+                format!("{scheme}://{address}")
+            }
+            #[cfg(unix)]
+            Listener::Unix(socket) => format!("unix:{}", socket.path().display()),
+        }
     }
 
     /// What gives it its model.
@@ -99,11 +145,14 @@ impl Server {
         let accept = async {
             let routes = router(Arc::clone(&self.shared));
             loop {
-                match self.listener.accept().await {
-                    Ok((stream, _)) => {
-                        let service = TowerToHyperService::new(routes.clone());
-                        serve(stream, service, &self.shared, &connections);
-                    }
+                let service = TowerToHyperService::new(routes.clone());
+                let connection = Connection {
+                    service,
+                    shared: Arc::clone(&self.shared),
+                    watcher: connections.watcher(),
+                };
+                match self.listener.accept(connection).await {
+                    Ok(()) => {}
                     Err(error) => {
                         tracing::warn!("a connection could not be taken: {error}");
                         tokio::time::sleep(PAUSE).await;
@@ -150,30 +199,62 @@ impl Server {
     }
 }
 
-/// Serves one connection in a task of its own.
-fn serve(
-    stream: TcpStream,
+impl Listener {
+    /// Waits for a connection, and serves it in a task of its own.
+    async fn accept(&self, connection: Connection) -> std::io::Result<()> {
+        match self {
+            Self::Tcp(listener, _) => {
+                let (stream, _) = listener.accept().await?;
+                // Without it a token would wait for the one after it.
+                let _ = stream.set_nodelay(true);
+                tokio::spawn(connection.serve(stream));
+            }
+            #[cfg(unix)]
+            Self::Unix(socket) => _ = tokio::spawn(connection.serve(socket.accept().await?)),
+        }
+        Ok(())
+    }
+}
+
+/// What one connection is served with.
+struct Connection {
     service: TowerToHyperService<axum::Router>,
-    shared: &Arc<Shared>,
-    connections: &GracefulShutdown,
-) {
-    let options = &shared.options;
-    // Without it a token would wait for the one after it.
-    let _ = stream.set_nodelay(true);
-    let mut stream = TimeoutStream::new(stream);
-    stream.set_write_timeout(Some(options.write_timeout));
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(options.read_timeout)
-        .serve_connection(TokioIo::new(Box::pin(stream)), service);
-    let connection = connections.watch(connection);
-    let gate = Arc::clone(&shared.gate);
-    tokio::spawn(async move {
+    shared: Arc<Shared>,
+    watcher: Watcher,
+}
+
+impl Connection {
+    async fn serve(self, stream: impl AsyncRead + AsyncWrite + Send + 'static) {
+        let shared = Arc::clone(&self.shared);
+        let options = &shared.options;
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(options.write_timeout));
+        let stream = Box::pin(stream);
+        let Some(tls) = &options.tls else {
+            return self.serve_http(stream).await;
+        };
+        let handshake = tls.acceptor().accept(stream);
+        tokio::select! {
+            done = tokio::time::timeout(options.read_timeout, handshake) => match done {
+                Ok(Ok(stream)) => self.serve_http(stream).await,
+                Ok(Err(error)) => tracing::debug!("a TLS handshake failed: {error}"),
+                Err(_) => tracing::debug!("a TLS handshake did not complete in time"),
+            },
+            () = shared.gate.closing() => {}
+        }
+    }
+
+    async fn serve_http(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.shared.options.read_timeout)
+            .serve_connection(TokioIo::new(stream), self.service);
+        let connection = self.watcher.watch(connection);
         tokio::select! {
             ended = connection => if let Err(error) = ended {
                 tracing::debug!("a connection broke off: {error}");
             },
-            () = gate.ending() => {}
+            () = self.shared.gate.ending() => {}
         }
-    });
+    }
 }

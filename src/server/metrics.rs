@@ -47,6 +47,7 @@ pub(super) struct Metrics {
     generation_tokens: Counter,
     finished: [Counter; 4],
     refused: [Counter; 3],
+    schema_violations: Counter,
     first_token: Histogram,
     inter_token: Histogram,
     whole: Histogram,
@@ -211,6 +212,11 @@ impl Metrics {
                 refused("overloaded"),
                 refused("unavailable"),
             ],
+            schema_violations: make.counter(
+                "kimi_linear:schema_violations_total",
+                "Complete answers that do not follow their JSON schema.",
+                None,
+            ),
             first_token: make.histogram(
                 "vllm:time_to_first_token_seconds",
                 "From a request's arrival to its first token.",
@@ -271,6 +277,10 @@ impl Metrics {
 
     pub(super) fn refused(&self, why: Refused) {
         self.refused[why as usize].increment(1);
+    }
+
+    pub(super) fn schema_violated(&self) {
+        self.schema_violations.increment(1);
     }
 
     /// Seconds after which to retry a refused request: about as long as recent requests had to wait.

@@ -3,7 +3,7 @@
 //! A request is read into types and checked (`fields.rs`, `parameters.rs`), turned into ids (`prompt.rs`), given to the engine,
 //! and the outputs are turned into an answer or a stream of server-sent events (`response.rs`), in the JSON of `chat.rs`,
 //! `completions.rs`, `responses/` or `anthropic/`. Who runs and who waits is the engine's decision; here it is only told
-//! (`answers.rs`). TLS is a proxy's work, not done here.
+//! (`answers.rs`). Connections come over TCP or a Unix socket, with TLS if it is configured (`listen.rs`).
 //!
 //! If one server prefills a prompt and another answers it, `kv_transfer.rs` moves the caches between them.
 
@@ -18,7 +18,9 @@ mod error;
 mod fields;
 mod format;
 mod gate;
+mod gbnf;
 mod grammar;
+mod http_tls;
 mod kv_config;
 mod kv_export;
 mod kv_import;
@@ -34,20 +36,30 @@ mod origin;
 mod page;
 mod parameters;
 mod prompt;
+mod reasoning;
 mod request_id;
 mod response;
 mod responses;
 mod routes;
+mod sampling_defaults;
 mod schema;
+mod schema_check;
 mod service;
+#[cfg(unix)]
+mod socket;
 mod status;
 mod stream;
+mod strict;
+mod structural_tag;
 mod text_or;
 mod tokens;
 mod tools;
 mod usage;
 
+pub use http_tls::{ClientCertificates, HttpTls, HttpTlsError, HttpTlsFiles};
 pub use kv_config::KvConfigError;
 pub use kv_transfer::{KvTransfer, KvTransfers, LoadFailure};
 pub use listen::{Opener, Server};
 pub use options::{Origins, ServerOptions};
+pub use reasoning::ReasoningParser;
+pub use sampling_defaults::{SamplingDefaults, SamplingDefaultsError};

@@ -1,6 +1,7 @@
 //! `/openapi.json`: the routes and their fields, generated from the types that requests are parsed into. `/docs` shows it.
 
 use axum::Json;
+use axum::extract::State;
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
@@ -12,6 +13,7 @@ use super::format::FormatFields;
 use super::kv_params::KvFields;
 use super::parameters::SharedFields;
 use super::responses::ResponsesRequest;
+use super::routes::Server;
 use super::tokens::{DetokenizeFields, TokenizeFields};
 use super::tools::ToolFields;
 
@@ -172,8 +174,13 @@ pub(super) fn paths() -> Vec<&'static str> {
 }
 
 /// The document.
-pub(super) async fn document() -> Json<Value> {
-    Json(build())
+pub(super) async fn document(State(shared): Server) -> Json<Value> {
+    let mut document = build();
+    let root_path = &shared.options.root_path;
+    if !root_path.is_empty() {
+        document["servers"] = json!([{ "url": root_path }]);
+    }
+    Json(document)
 }
 
 fn build() -> Value {

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use super::http_tls::HttpTls;
+use super::reasoning::ReasoningParser;
+use super::sampling_defaults::SamplingDefaults;
+
 /// Origins whose web pages may read responses (CORS).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Origins {
@@ -23,6 +27,10 @@ pub struct ServerOptions {
     pub api_keys: Vec<String>,
     /// Origins whose web pages may read responses.
     pub origins: Origins,
+    /// TLS for clients; `None` for plain HTTP.
+    pub tls: Option<HttpTls>,
+    /// The path prefix under which a proxy shows the server, such as `/llm`, or empty. Paths are answered with and without it.
+    pub root_path: String,
     /// Maximum size of a request body in bytes.
     pub body_bytes: usize,
     /// Maximum time for a request's headers, for its body, and between requests on a connection.
@@ -39,6 +47,10 @@ pub struct ServerOptions {
     /// Whether control tokens that a text spells are read as such in `/v1/completions` and `/tokenize`, where a request does not
     /// say (`parse_special`).
     pub parse_special: bool,
+    /// How reasoning is separated from answers to chats; `None` leaves it in the text.
+    pub reasoning_parser: Option<ReasoningParser>,
+    /// Sampling defaults for requests that do not set their own.
+    pub sampling_defaults: SamplingDefaults,
     /// Seed for requests without one; `None` for a random seed each.
     pub seed: Option<u64>,
     /// Whether to use cached prefixes.
@@ -57,6 +69,8 @@ impl ServerOptions {
             model_names: vec![model_name.to_owned()],
             api_keys: Vec::new(),
             origins: Origins::Local,
+            tls: None,
+            root_path: String::new(),
             body_bytes: 8 << 20,
             read_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(60),
@@ -64,6 +78,8 @@ impl ServerOptions {
             hosts: Vec::new(),
             strict_fields: false,
             parse_special: false,
+            reasoning_parser: None,
+            sampling_defaults: SamplingDefaults::default(),
             seed: None,
             prefix_caching: true,
             log_requests: false,

@@ -18,6 +18,7 @@ use super::error::{ApiError, Result};
 use super::fields::shorten;
 use super::options::Origins;
 use super::request_id;
+use super::response;
 use super::routes::Shared;
 
 /// Which pages may read answers.
@@ -36,7 +37,11 @@ pub(super) fn cors(origins: &Origins) -> CorsLayer {
         .allow_origin(allowed)
         .allow_methods([Method::GET, Method::POST, Method::DELETE])
         .allow_headers(AllowHeaders::mirror_request())
-        .expose_headers([request_id::HEADER, header::RETRY_AFTER])
+        .expose_headers([
+            request_id::HEADER,
+            header::RETRY_AFTER,
+            response::SCHEMA_VIOLATION,
+        ])
         .max_age(Duration::from_secs(600))
 }
 

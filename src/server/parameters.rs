@@ -86,7 +86,7 @@ pub(super) struct SharedFields {
     /// Whether the answer is streamed as server-sent events.
     stream: Option<bool>,
     stream_options: Option<StreamUsage>,
-    /// From 0 (greedy) to 2; default 1.
+    /// From 0 (greedy) to 2; the default is that of the model's `generation_config.json`, or 1.
     temperature: Option<f64>,
     /// Samples from the most likely tokens whose probabilities sum to this.
     top_p: Option<f64>,
@@ -276,14 +276,18 @@ impl Parameters {
     /// Maximum number of tokens of an answer to a prompt of this length; `default` is the number if none is given.
     fn most_tokens(&self, service: &Service, prompt: usize, default: usize) -> Result<usize> {
         let context = service.context();
-        let room = context.saturating_sub(prompt);
-        match self.max_tokens {
-            Some(wanted) if self.clamped && room > 0 => Ok(wanted.min(room)),
-            Some(wanted) if wanted > room => Err(ApiError::context(context, prompt, Some(wanted))),
-            Some(wanted) => Ok(wanted),
-            None if room == 0 => Err(ApiError::context(context, prompt, None)),
-            None => Ok(default.min(room)),
-        }
+        let left = context.saturating_sub(prompt);
+        let tokens = match self.max_tokens {
+            Some(wanted) if self.clamped && left > 0 => wanted.min(left),
+            Some(wanted) if wanted > left => {
+                return Err(ApiError::context(context, prompt, Some(wanted)));
+            }
+            Some(wanted) => wanted,
+            None if left == 0 => return Err(ApiError::context(context, prompt, None)),
+            None => default.min(left),
+        };
+        let most = service.options.sampling_defaults.max_new_tokens;
+        Ok(most.map_or(tokens, |most| tokens.min(most)))
     }
 }
 
@@ -317,12 +321,15 @@ fn sampling(shared: &SharedFields, service: &Service) -> Result<Sampling> {
     let presence = number("presence_penalty", shared.presence_penalty, -2.0, 2.0)?;
     let frequency = number("frequency_penalty", shared.frequency_penalty, -2.0, 2.0)?;
     let seed = shared.seed.map(seed).transpose()?;
+    let defaults = &service.options.sampling_defaults;
+    let temperature = number("temperature", shared.temperature, 0.0, 2.0)?;
+    let min_p = number("min_p", shared.min_p, 0.0, 1.0)?;
     Ok(Sampling {
-        temperature: number("temperature", shared.temperature, 0.0, 2.0)?.unwrap_or(1.0),
-        top_k: top_k(shared.top_k)?,
-        top_p: top_p.unwrap_or(1.0),
-        min_p: number("min_p", shared.min_p, 0.0, 1.0)?.unwrap_or(0.0),
-        repetition_penalty: penalty.unwrap_or(1.0),
+        temperature: temperature.or(defaults.temperature).unwrap_or(1.0),
+        top_k: top_k(shared.top_k)?.or(defaults.top_k).unwrap_or(0),
+        top_p: top_p.or(defaults.top_p).unwrap_or(1.0),
+        min_p: min_p.or(defaults.min_p).unwrap_or(0.0),
+        repetition_penalty: penalty.or(defaults.repetition_penalty).unwrap_or(1.0),
         presence_penalty: presence.unwrap_or(0.0),
         frequency_penalty: frequency.unwrap_or(0.0),
         logit_bias: logit_bias(shared.logit_bias.as_ref(), service)?,
@@ -357,10 +364,11 @@ fn seed(Whole(seed): Whole) -> Result<u64> {
 }
 
 /// `-1` and `0` both mean all.
-fn top_k(top_k: Option<Whole>) -> Result<usize> {
+fn top_k(top_k: Option<Whole>) -> Result<Option<usize>> {
     match top_k {
-        None | Some(Whole(-1)) => Ok(0),
-        Some(Whole(k)) if k >= 0 => Ok(usize::try_from(k).unwrap_or(usize::MAX)),
+        None => Ok(None),
+        Some(Whole(-1)) => Ok(Some(0)),
+        Some(Whole(k)) if k >= 0 => Ok(Some(usize::try_from(k).unwrap_or(usize::MAX))),
         Some(_) => {
             let message = "`top_k` must be a whole number, 1 or more; 0 and -1 are all tokens";
             Err(ApiError::field("top_k", message).code("invalid_value"))

@@ -1,7 +1,7 @@
 //! Converts prompts to ids: messages through the chat template, text through the tokenizer, or ids unchanged.
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 use serde_json::{Map, Value, json};
 
 use super::error::{ApiError, Result};
@@ -268,16 +268,93 @@ fn turn_ends(ids: &[u32], stop_ids: &[u32]) -> Vec<usize> {
 }
 
 /// Prompts of a plain completion.
-#[derive(Clone, Debug, Deserialize, PartialEq, JsonSchema)]
-#[serde(
-    untagged,
-    expecting = "expected a string, a list of token ids, or a list of either"
-)]
+#[derive(Clone, Debug, PartialEq, JsonSchema)]
+#[schemars(untagged)]
 pub(super) enum Prompts {
     Text(String),
     Ids(Vec<u32>),
     Texts(Vec<String>),
     Several(Vec<Vec<u32>>),
+}
+
+/// One element of a list of prompts, or of ids.
+enum Element {
+    Id(u32),
+    Text(String),
+    Ids(Vec<u32>),
+}
+
+/// Reads prompts as they come: an untagged enum would keep the whole list in another form first, at ten times its size.
+impl<'de> Deserialize<'de> for Prompts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_any(PromptsVisitor)
+    }
+}
+
+struct PromptsVisitor;
+
+impl<'de> Visitor<'de> for PromptsVisitor {
+    type Value = Prompts;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a string, a list of token ids, or a list of either")
+    }
+
+    fn visit_str<E>(self, text: &str) -> std::result::Result<Prompts, E> {
+        Ok(Prompts::Text(text.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Prompts, A::Error> {
+        let mut all = match list.next_element()? {
+            None => return Ok(Prompts::Ids(Vec::new())),
+            Some(Element::Id(id)) => Prompts::Ids(vec![id]),
+            Some(Element::Text(text)) => Prompts::Texts(vec![text]),
+            Some(Element::Ids(ids)) => Prompts::Several(vec![ids]),
+        };
+        while let Some(next) = list.next_element()? {
+            match (&mut all, next) {
+                (Prompts::Ids(all), Element::Id(id)) => all.push(id),
+                (Prompts::Texts(all), Element::Text(text)) => all.push(text),
+                (Prompts::Several(all), Element::Ids(ids)) => all.push(ids),
+                _ => return Err(A::Error::custom("the elements of the list should be alike")),
+            }
+        }
+        Ok(all)
+    }
+}
+
+impl<'de> Deserialize<'de> for Element {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_any(ElementVisitor)
+    }
+}
+
+struct ElementVisitor;
+
+impl<'de> Visitor<'de> for ElementVisitor {
+    type Value = Element;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a token id, a string, or a list of token ids")
+    }
+
+    fn visit_u64<E: Error>(self, id: u64) -> std::result::Result<Element, E> {
+        let id = u32::try_from(id);
+        id.map(Element::Id)
+            .map_err(|_| E::custom("a token id has at most 32 bits"))
+    }
+
+    fn visit_str<E>(self, text: &str) -> std::result::Result<Element, E> {
+        Ok(Element::Text(text.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Element, A::Error> {
+        let mut ids = Vec::new();
+        while let Some(id) = list.next_element()? {
+            ids.push(id);
+        }
+        Ok(Element::Ids(ids))
+    }
 }
 
 /// The ids of a text of at most `most` tokens; where `parse_special` is set, control tokens that it spells are read as such.

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use axum::Json;
+use axum::http::{HeaderName, HeaderValue};
 use axum::response::sse::KeepAlive;
 use axum::response::{IntoResponse, Response};
 use futures_util::Stream;
@@ -13,17 +14,24 @@ use serde_json::Value;
 use super::answers::{Answers, stopped};
 use super::error::{ApiError, Result};
 use super::parameters::Parameters;
+use super::reasoning::Reasoning;
 use super::routes::{self, Call};
+use super::schema_check::{Draft, SchemaChecks};
 use super::service::Service;
 use super::stream::{self, Data};
 use super::usage::Total;
 use crate::engine::{Event, FinishReason, Output, OutputProcessor, Request, Scored, TokenLogprobs};
 use crate::tokenizer::ToolCallEvent;
 
+/// The header of an answer that does not follow its schema; its value says where and why.
+pub(super) const SCHEMA_VIOLATION: HeaderName = HeaderName::from_static("x-schema-violation");
+
 /// What became known of one answer.
 pub(super) struct Part {
     /// Which one: those to the first prompt, those to the second, ...
     pub(super) index: usize,
+    /// Reasoning, which comes before the other text.
+    pub(super) reasoning: String,
     pub(super) deltas: Vec<ToolCallEvent>,
     pub(super) token: Option<(u32, Option<TokenLogprobs>)>,
     /// Why the answer ended, in OpenAI's words.
@@ -82,12 +90,30 @@ struct Responder<P> {
     answers: Answers,
     /// Of each answer, whether it has begun a tool call.
     called: Vec<bool>,
+    /// Of each answer, what separates its reasoning, if that is wanted.
+    reasoning: Vec<Option<Reasoning>>,
+    /// What complete answers are checked for.
+    checks: Option<Arc<SchemaChecks>>,
+    /// Of each answer, what it says so far, if that is checked.
+    drafts: Vec<Draft>,
+    /// The first way in which an answer does not follow its schema.
+    violation: Option<String>,
     /// Answers to one prompt.
     samples: usize,
     /// Answers that are still to finish.
     left: usize,
     /// What is to be sent.
     ready: VecDeque<Data>,
+}
+
+/// How answers are read.
+pub(super) struct Reader {
+    /// Tokens to text and tool calls.
+    pub(super) processor: OutputProcessor,
+    /// What separates the reasoning of each answer, if that is wanted.
+    pub(super) reasoning: Option<Reasoning>,
+    /// What complete answers are checked for.
+    pub(super) checks: Option<SchemaChecks>,
 }
 
 /// Has the requests answered, and the answers sent as `parameters` ask.
@@ -97,7 +123,7 @@ struct Responder<P> {
 pub(super) async fn respond<P: Protocol>(
     call: Call,
     parameters: &Parameters,
-    processor: &OutputProcessor,
+    reader: Reader,
     requests: Vec<Request>,
     protocol: P,
 ) -> Result<Response> {
@@ -111,7 +137,8 @@ pub(super) async fn respond<P: Protocol>(
     requests.iter().for_each(|r| total.prompt(r.prompt.len()));
     let left = requests.len() * parameters.samples;
     let remote = parameters.remote.as_ref();
-    let answers = Answers::submit(&service, requests, processor, inside, log, remote).await?;
+    let answers =
+        Answers::submit(&service, requests, &reader.processor, inside, log, remote).await?;
     let responder = Responder {
         protocol,
         so_far: SoFar {
@@ -124,6 +151,10 @@ pub(super) async fn respond<P: Protocol>(
         },
         answers,
         called: vec![false; left],
+        reasoning: vec![reader.reasoning; left],
+        checks: reader.checks.map(Arc::new),
+        drafts: vec![Draft::default(); left],
+        violation: None,
         samples: parameters.samples,
         left,
         ready: VecDeque::new(),
@@ -144,6 +175,7 @@ impl<P: Protocol> Responder<P> {
                 event,
                 deltas,
                 stop,
+                cut_call,
             },
         ) = self.answers.next().await.ok_or_else(stopped)?;
         let mut stop = stop.map(Value::from);
@@ -178,24 +210,76 @@ impl<P: Protocol> Responder<P> {
             _ => return Ok(None),
         };
         let index = prompt * self.samples + sample;
+        let (reasoning, deltas) = self.separate(index, deltas, token.is_some(), reason.is_some());
         let begins = |delta: &ToolCallEvent| matches!(delta, ToolCallEvent::CallBegin { .. });
         self.called[index] |= deltas.iter().any(begins);
-        // A stop text may end an answer inside a call: nobody should run that one.
-        let cuts = |delta: &ToolCallEvent| matches!(delta, ToolCallEvent::CallEnd { complete, .. } if !complete);
-        let cut = deltas.iter().any(cuts);
+        self.check(index, &deltas, reason, stop.is_some()).await;
         let reason = reason.map(|reason| match reason {
-            FinishReason::Stop if self.called[index] && !cut => "tool_calls",
+            // A stop text may end an answer inside a call, which must not be run then.
+            FinishReason::Stop if self.called[index] && !cut_call => "tool_calls",
             FinishReason::Stop => "stop",
             FinishReason::Length => "length",
             FinishReason::Cancelled => "abort",
         });
         Ok(Some(Part {
             index,
+            reasoning,
             deltas,
             token,
             reason,
             stop,
         }))
+    }
+
+    /// Separates the reasoning from what came of an answer: of a token, or at the end.
+    fn separate(
+        &mut self,
+        index: usize,
+        deltas: Vec<ToolCallEvent>,
+        is_token: bool,
+        ends: bool,
+    ) -> (String, Vec<ToolCallEvent>) {
+        let Some(separator) = &mut self.reasoning[index] else {
+            return (String::new(), deltas);
+        };
+        if is_token && separator.is_reasoning() {
+            self.so_far.total.reasoning += 1;
+        }
+        let (mut reasoning, mut deltas) = separator.separate(deltas);
+        if ends {
+            let rest = separator.finish();
+            reasoning.push_str(&rest.reasoning);
+            if !rest.text.is_empty() {
+                deltas.push(ToolCallEvent::Text(rest.text));
+            }
+        }
+        (reasoning, deltas)
+    }
+
+    /// Checks an answer against its schemas once the model has ended it: a stop of the request cuts it.
+    async fn check(
+        &mut self,
+        index: usize,
+        deltas: &[ToolCallEvent],
+        reason: Option<FinishReason>,
+        is_cut: bool,
+    ) {
+        let Some(checks) = &self.checks else { return };
+        let draft = &mut self.drafts[index];
+        deltas.iter().for_each(|event| draft.take(event));
+        if reason != Some(FinishReason::Stop) || is_cut {
+            return;
+        }
+        let (checks, draft) = (Arc::clone(checks), std::mem::take(draft));
+        let service = Arc::clone(&self.so_far.service);
+        let checked = service.compute(move |_| Ok(checks.violation(&draft))).await;
+        let Ok(Some(violation)) = checked else { return };
+        service.metrics.schema_violated();
+        tracing::warn!(
+            request = self.so_far.id,
+            "an answer does not follow its schema: {violation}"
+        );
+        self.violation.get_or_insert(violation);
     }
 
     async fn whole(mut self) -> Result<Response> {
@@ -204,7 +288,14 @@ impl<P: Protocol> Responder<P> {
                 self.protocol.part(part, &self.so_far);
             }
         }
-        Ok(Json(self.protocol.body(&self.so_far)).into_response())
+        let mut response = Json(self.protocol.body(&self.so_far)).into_response();
+        if let Some(violation) = self.violation {
+            let text: String = violation.chars().filter(|c| !c.is_control()).collect();
+            if let Ok(value) = HeaderValue::from_bytes(text.as_bytes()) {
+                response.headers_mut().insert(SCHEMA_VIOLATION, value);
+            }
+        }
+        Ok(response)
     }
 
     /// The data of a stream.

@@ -4,13 +4,14 @@ use std::sync::{Arc, OnceLock};
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Request, State};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, Uri};
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
+use tower::util::MapRequest;
 
 use super::error::{ApiError, Result};
 use super::fields::Fields;
@@ -46,7 +47,8 @@ pub(super) type Server = State<Arc<Shared>>;
 /// The routes, and around them from the outside: CORS, ids, counts, and which pages may ask.
 pub(super) fn router(shared: Arc<Shared>) -> Router {
     let cors = origin::cors(&shared.options.origins);
-    Router::new()
+    let root_path = shared.options.root_path.clone();
+    let routes = Router::new()
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/completions", post(plain_completions))
         .route("/v1/responses", post(responses::create))
@@ -84,7 +86,34 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), count))
         .layer(middleware::from_fn(request_id::name))
         .layer(cors)
-        .with_state(shared)
+        .with_state(shared);
+    match root_path.is_empty() {
+        true => routes,
+        false => below(root_path, routes),
+    }
+}
+
+/// The same routes below a path prefix too. A proxy may remove the prefix or leave it; the chat page's links are relative, so
+/// that its own address has to end with a slash.
+fn below(root_path: String, routes: Router) -> Router {
+    let page = format!("{root_path}/");
+    let redirect = move || async move { Redirect::temporary(&page) };
+    let prefix = root_path.clone();
+    let strip = move |mut request: Request| {
+        if let Some(uri) = without_prefix(request.uri(), &prefix) {
+            *request.uri_mut() = uri;
+        }
+        request
+    };
+    Router::new()
+        .route(&root_path, get(redirect))
+        .fallback_service(MapRequest::new(routes, strip))
+}
+
+/// A path without a prefix, with its query; `None` if it does not begin with it.
+fn without_prefix(uri: &Uri, prefix: &str) -> Option<Uri> {
+    let rest = uri.path_and_query()?.as_str().strip_prefix(prefix)?;
+    rest.starts_with('/').then(|| rest.parse().ok()).flatten()
 }
 
 /// Counts what was refused.

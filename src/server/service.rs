@@ -56,7 +56,12 @@ impl Service {
         metrics: Arc<Metrics>,
     ) -> std::result::Result<Self, TokenizerError> {
         let files = llm.files();
-        let stop_ids = files.stop_ids();
+        let mut stop_ids = files.stop_ids();
+        let vocabulary = files.tokenizer.vocab_size();
+        let more = options.sampling_defaults.eos_token_ids.iter().copied();
+        stop_ids.extend(more.filter(|id| (*id as usize) < vocabulary));
+        stop_ids.sort_unstable();
+        stop_ids.dedup();
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Ok(Self {
             grammars: Grammars::new(&files.tokenizer, files.config.vocab_size, &stop_ids)?,

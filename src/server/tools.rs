@@ -13,6 +13,7 @@ use super::fields::{Fields, shorten, typed, without_bookkeeping};
 use super::format::Format;
 use super::grammar::{Grammars, json_rule, literal};
 use super::schema;
+use super::schema_check::SchemaChecks;
 use crate::engine::Grammar;
 use crate::tokenizer::{Marker, Tokenizer};
 
@@ -192,22 +193,28 @@ impl Form {
             .flatten()
     }
 
-    /// The grammar of the answer, where it may not be just anything.
+    /// The grammar of the answer, where it may not be just anything. `thought` is the rule of what comes before it.
     pub(super) fn grammar(
         &self,
         tokenizer: &Tokenizer,
         grammars: &Grammars,
+        thought: Option<&str>,
     ) -> Result<Option<Arc<dyn Grammar>>> {
-        let strict = self.functions.iter().any(|f| f.strict == Some(true));
-        let some = matches!(self.choice, ToolChoice::Allowed { .. });
-        let calls = self.calls()
-            && (self.forced() || some || strict || self.format != Format::Text || !self.parallel);
+        let calls = self.constrains_calls();
         if self.format == Format::Text && !calls {
             return Ok(None);
         }
         let mut schemas = self.schemas();
         self.let_heavy_go(calls, &mut schemas)?;
-        let compile = |schemas: &[Value]| grammars.compile(self.lark(calls, tokenizer, schemas)?);
+        let compile = |schemas: &[Value]| {
+            let own = self.lark(calls, tokenizer, schemas)?;
+            grammars.compile(match thought {
+                None => own,
+                Some(thought) => {
+                    format!("start: thought form\n{thought}form: %lark {{\n{own}\n}}\n")
+                }
+            })
+        };
         let first = compile(&schemas)?;
         if !calls || first.is_ok() {
             return match (first, &self.format) {
@@ -242,6 +249,28 @@ impl Form {
                 Format::Text | Format::Json(_) => refused("tools", "", "", &reason),
                 _ => self.wrong_format(&reason),
             })
+    }
+
+    /// Whether a grammar holds the calls of the answer.
+    fn constrains_calls(&self) -> bool {
+        let strict = self.functions.iter().any(|f| f.strict == Some(true));
+        let some = matches!(self.choice, ToolChoice::Allowed { .. });
+        self.calls()
+            && (self.forced() || some || strict || self.format != Format::Text || !self.parallel)
+    }
+
+    /// What is checked of a complete answer: its schema, and those of its calls where a grammar holds them.
+    pub(super) fn checks(&self) -> Option<SchemaChecks> {
+        let text = match &self.format {
+            Format::Json(schema) => Some(schema),
+            _ => None,
+        };
+        let parameters = self.functions.iter().filter_map(|function| {
+            let parameters = Value::Object(function.parameters.clone()?);
+            Some((function.name.as_str(), parameters))
+        });
+        let tools: Vec<_> = parameters.filter(|_| self.constrains_calls()).collect();
+        SchemaChecks::new(text, tools.iter().map(|(name, schema)| (*name, schema)))
     }
 
     /// Whether the answer has to hold a call.

@@ -13,6 +13,8 @@ pub(super) struct Total {
     pub(super) cached: usize,
     /// Tokens generated.
     pub(super) generated: usize,
+    /// Those of them that are reasoning.
+    pub(super) reasoning: usize,
 }
 
 impl Total {
@@ -37,6 +39,7 @@ impl Total {
             "completion_tokens": self.generated,
             "total_tokens": self.prompt + self.generated,
             "prompt_tokens_details": { "cached_tokens": self.cached },
+            "completion_tokens_details": { "reasoning_tokens": self.reasoning },
         })
     }
 }

@@ -125,6 +125,12 @@ impl ToolCallParser {
         events
     }
 
+    /// Whether a call is open: its header or its arguments have begun and it has not ended.
+    #[must_use]
+    pub fn is_in_call(&self) -> bool {
+        matches!(self.state, State::Id(_) | State::Arguments { .. })
+    }
+
     /// The end of the answer, with the text that the decoder still held. A call that is not complete ends here.
     pub fn finish(&mut self, text: &str) -> Vec<ToolCallEvent> {
         let mut events = Vec::new();

@@ -53,6 +53,147 @@ async fn a_call_that_a_stop_text_cuts_is_no_call_to_run() {
     server.assert_empty().await;
 }
 
+/// The first call is complete, the second is cut in its header: the answer did not end with calls to run.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_text_in_the_header_of_a_second_call_is_a_stop() {
+    let server = start().await;
+    let parameters = json!({ "type": "object", "properties": {}, "additionalProperties": false });
+    let tools = json!([tool("alpha", parameters.clone()), tool("beta", parameters)]);
+    // The section does not end, so that there is always another call.
+    let end = server.tokenizer.special_id("<|tool_calls_section_end|>");
+    let body = json!({
+        "tools": tools, "tool_choice": "required", "stop": "eta", "max_tokens": 300,
+        "temperature": 2, "logit_bias": { end.unwrap().to_string(): -100 },
+    });
+    let mut after_a_call = 0;
+    for seed in 0..12 {
+        let mut body = body.clone();
+        body["seed"] = json!(seed);
+        let choice = said(&server, body).await;
+        if choice["stop_reason"] != "eta" {
+            continue;
+        }
+        assert_eq!(choice["finish_reason"], "stop", "{choice}");
+        let calls = choice["message"]["tool_calls"].as_array();
+        after_a_call += usize::from(calls.is_some_and(|calls| !calls.is_empty()));
+    }
+    assert!(after_a_call > 0, "no second call was cut");
+}
+
+/// What a grammar does not hold is checked afterwards: the answer is counted and, unless it is streamed, marked.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_do_not_follow_their_schema_are_marked_and_counted() {
+    let server = start().await;
+    let pair = |unique: bool| json!({ "type": "array", "items": { "enum": [1] }, "minItems": 2, "maxItems": 2, "uniqueItems": unique });
+    let schema = |unique: bool| json!({ "type": "object", "properties": { "x": pair(unique) }, "required": ["x"], "additionalProperties": false });
+    let format = |unique: bool| json!({ "response_format": { "type": "json_schema", "json_schema": { "name": "x", "schema": schema(unique) } }, "max_tokens": 200 });
+    let call = |unique: bool| json!({ "tools": [tool("f", schema(unique))], "tool_choice": "required", "parallel_tool_calls": false, "max_tokens": 200 });
+    let violations = async || server.metric("kimi_linear:schema_violations_total").await;
+    for (body, place) in [(format(false), None), (call(false), None)] {
+        let response = server.send(CHAT, &chat(body)).await;
+        let found = response.headers().get("x-schema-violation");
+        assert_eq!(found.map(|value| value.to_str().unwrap()), place);
+        json_of(response).await;
+    }
+    assert_eq!(violations().await, 0.0);
+    for (i, (body, place)) in [
+        (format(true), "`/x`: "),
+        (call(true), "arguments of `f`: `/x`: "),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let response = server.send(CHAT, &chat(body)).await;
+        let found = response.headers()["x-schema-violation"].to_str().unwrap();
+        assert!(found.starts_with(place), "{found}");
+        let (status, answer) = json_of(response).await;
+        // The answer is sent all the same.
+        assert_eq!(status, 200, "{answer}");
+        assert_eq!(violations().await, (i + 1) as f64);
+    }
+    let stream = server.stream(CHAT, chat(format(true))).await;
+    assert!(stream.done);
+    assert_eq!(violations().await, 3.0);
+    let mut text = format(true);
+    merge(&mut text, json!({ "prompt": "Hi" }));
+    let response = server.send(TEXT, &text).await;
+    assert!(response.headers().contains_key("x-schema-violation"));
+    // An answer that was cut is not JSON yet, which is no violation.
+    let mut cut = format(true);
+    cut["max_tokens"] = json!(2);
+    let response = server.send(CHAT, &chat(cut)).await;
+    assert!(!response.headers().contains_key("x-schema-violation"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strict_fields_are_strict_in_every_protocol() {
+    let mut setup = Setup::default();
+    setup.options.strict_fields = true;
+    let (strict, lenient) = (setup.start().await, start().await);
+    let hello = |more: Value| {
+        let mut message = json!({ "role": "user", "content": "Hi" });
+        merge(&mut message, more);
+        json!([message])
+    };
+    let (responses, messages) = ("/v1/responses", "/v1/messages");
+    for (path, body, param) in [
+        (
+            responses,
+            json!({ "input": hello(json!({ "id": "x" })), "max_output_tokens": 2 }),
+            "input[0].id",
+        ),
+        (
+            responses,
+            json!({ "input": "Hi", "max_output_tokens": 2, "tools": [{ "type": "function", "name": "f", "extra": 1 }] }),
+            "tools[0].extra",
+        ),
+        (
+            responses,
+            json!({ "input": "Hi", "max_output_tokens": 2, "session_id": "s" }),
+            "session_id",
+        ),
+        (
+            messages,
+            json!({ "messages": hello(json!({ "id": "x" })), "max_tokens": 2 }),
+            "messages[0].id",
+        ),
+        (
+            messages,
+            json!({ "messages": [{ "role": "user", "content": [{ "type": "text", "text": "Hi", "cache_control": { "type": "ephemeral" } }] }], "max_tokens": 2 }),
+            "messages[0].content[0].cache_control",
+        ),
+        (
+            "/tokenize",
+            json!({ "prompt": "Hi", "session_id": "s" }),
+            "session_id",
+        ),
+        (
+            "/tokenize",
+            json!({ "messages": hello(json!({ "id": "x" })) }),
+            "messages[0].id",
+        ),
+    ] {
+        let found = strict.post(path, body.clone()).await;
+        assert_eq!(found.0, 400, "{found:?}");
+        let message = &found.1["error"]["message"];
+        assert!(message.as_str().unwrap().contains(param), "{message}");
+        lenient.ok(path, body).await;
+    }
+    for (path, body) in [
+        (
+            responses,
+            json!({ "input": hello(json!({})), "max_output_tokens": 2 }),
+        ),
+        (
+            messages,
+            json!({ "messages": hello(json!({})), "max_tokens": 2 }),
+        ),
+        ("/tokenize", json!({ "messages": hello(json!({})) })),
+    ] {
+        strict.ok(path, body).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn schemas_are_held_as_far_as_they_can_be() {
     let server = start().await;
@@ -203,6 +344,14 @@ async fn a_prompt_that_cannot_fit_is_told_in_openais_words() {
             CHAT,
             chat(json!({ "messages": [{ "role": "user", "content": long }] })),
         ),
+        (
+            CHAT,
+            chat(json!({ "messages": vec![json!({ "role": "user", "content": "Hi" }); 1 << 16] })),
+        ),
+        (
+            "/v1/responses",
+            json!({ "input": vec![json!({ "role": "user", "content": "Hi" }); 1 << 16] }),
+        ),
         (TEXT, json!({ "prompt": vec![65; 1 << 20] })),
         (TEXT, json!({ "prompt": "word", "max_tokens": 128 })),
     ] {
@@ -221,19 +370,28 @@ async fn a_prompt_that_cannot_fit_is_told_in_openais_words() {
 #[tokio::test(flavor = "multi_thread")]
 async fn large_bodies_do_not_hold_small_ones() {
     let server = Setup::default().context(256).start().await;
-    let large = json!({ "prompt": vec![65; 2 << 20], "max_tokens": 1 }).to_string();
-    let sends: Vec<_> = (0..6).map(|_| server.raw(TEXT, large.clone())).collect();
-    let all = futures_util::future::join_all(sends);
-    let small = async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        server
-            .ok(TEXT, json!({ "prompt": "Hi", "max_tokens": 1 }))
-            .await
-    };
-    tokio::select! {
-        biased;
-        _ = small => {}
-        _ = all => panic!("six large bodies were read before a small one"),
+    // These two encode a text to its end, whatever its length.
+    let long = "word ".repeat(800 << 10);
+    let message = json!([{ "role": "user", "content": long }]);
+    for (path, large) in [
+        ("/tokenize", json!({ "prompt": long })),
+        ("/v1/messages/count_tokens", json!({ "messages": message })),
+    ] {
+        let large = large.to_string();
+        let sends: Vec<_> = (0..6).map(|_| server.raw(path, large.clone())).collect();
+        let all = futures_util::future::join_all(sends);
+        let small = async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            server
+                .ok(TEXT, json!({ "prompt": "Hi", "max_tokens": 1 }))
+                .await
+        };
+        tokio::select! {
+            biased;
+            _ = small => {}
+            _ = all => panic!("six large bodies were read before a small one"),
+        }
+        server.settle().await;
     }
 }
 

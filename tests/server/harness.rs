@@ -87,7 +87,7 @@ impl Setup {
         let server = Server::bind(("127.0.0.1", 0), self.options).await.unwrap();
         let opener = server.opener();
         let (stop, stopped) = oneshot::channel();
-        let url = format!("http://{}", server.address());
+        let url = server.url();
         let task = tokio::spawn(server.run(async {
             let _ = stopped.await;
         }));

@@ -29,6 +29,7 @@ mod greedy;
 mod harness;
 #[cfg(target_os = "linux")]
 mod hostile;
+mod listen;
 mod load;
 #[cfg(unix)]
 mod npm;
@@ -39,6 +40,7 @@ mod program;
 #[cfg(unix)]
 mod program_faults;
 mod protocol;
+mod reasoning;
 mod responses;
 mod transfer;
 mod turns;

@@ -120,7 +120,7 @@ impl Process {
     }
 
     /// Ends it by a signal; whether it ended well, and what it wrote to stderr.
-    fn end(mut self) -> (bool, String) {
+    pub fn end(mut self) -> (bool, String) {
         let well = self.stop();
         let mut log = String::new();
         self.child

@@ -98,15 +98,33 @@ fn flags_that_would_open_the_server_are_refused() {
 fn command_lines_of_vllm_are_taken_or_refused_with_a_sentence() {
     for (flags, wrong) in [
         (["--tool-call-parser", "hermes"], "kimi_k2"),
-        (["--reasoning-parser", "deepseek_r1"], "--reasoning-parser"),
-        (["--ssl-certfile", "x"], "TLS for clients is not supported"),
-        (["--uds", "x.sock"], "--uds"),
-        (["--root-path", "/x"], "--root-path"),
-        (["--config", "x.yaml"], "--config"),
-        (["--generation-config", "auto"], "--generation-config"),
+        (["--ssl-certfile", "no/such.pem"], "cannot read no/such.pem"),
+        (["--ssl-keyfile", "x"], "give --ssl-certfile too"),
+        (["--ssl-cert-reqs", "2"], "give --ssl-certfile too"),
+        (["--uds", "no/such/x.sock"], "--uds: cannot listen on"),
+        (["--root-path", "/{x}"], "a path such as /llm is expected"),
+        (["--config", "no/such.yaml"], "cannot read no/such.yaml"),
+        (
+            ["--generation-config", "no/such"],
+            "there is no such folder",
+        ),
+        (
+            ["--generation-config", "src"],
+            "there is no generation_config.json in src",
+        ),
+        (
+            ["--override-generation-config", "{\"top\": 1}"],
+            "`top` is not a sampling default",
+        ),
     ] {
         refused(&serve(&flags).output().unwrap(), 1, wrong);
     }
+    let parser = ["--reasoning-parser", "granite"];
+    refused(
+        &serve(&parser).output().unwrap(),
+        2,
+        "deepseek_r1, deepseek_v3",
+    );
     let model = model_dir();
     let both = ["x", "--model", model.to_str().unwrap()];
     refused(
@@ -162,9 +180,117 @@ fn command_lines_of_vllm_are_taken_or_refused_with_a_sentence() {
         assert!(told.iter().any(|it| it.contains(&line)), "{told:?}");
     }
     assert!(
-        told.iter().any(|line| line.contains("context=1024")),
+        told.iter().any(|line| line.contains("context=1000")),
         "{told:?}"
     );
+}
+
+#[test]
+fn flags_come_from_a_file_and_the_command_line_wins() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, socket) = (
+        folder.path().join("serve.yaml"),
+        folder.path().join("x.sock"),
+    );
+    let text = format!(
+        "uds: {}\nmax_model_len: 2k\nmax-num-seqs: 3\n",
+        socket.display()
+    );
+    std::fs::write(&path, text).unwrap();
+    let config = ["--config", path.to_str().unwrap(), "--max_model_len", "1k"];
+    let mut server = Server(
+        serve(&config)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    let lines = BufReader::new(server.0.stderr.take().unwrap()).lines();
+    let ready = |line: &String| line.contains("context=1000") && line.contains("sequences=3");
+    assert!(lines.map_while(Result::ok).any(|line| ready(&line)));
+    let mut first = String::new();
+    let stdout = server.0.stdout.as_mut().unwrap();
+    BufReader::new(stdout).read_line(&mut first).unwrap();
+    assert_eq!(
+        first.trim(),
+        format!("listening on unix:{}", socket.display())
+    );
+    assert!(socket.exists());
+    let id = server.0.id().to_string();
+    assert!(
+        std::process::Command::new("kill")
+            .args(["-TERM", &id])
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert!(server.0.wait().unwrap().success());
+    assert!(!socket.exists());
+    // An unknown key is an error.
+    std::fs::write(&path, "prot: 1\n").unwrap();
+    refused(&serve(&config).output().unwrap(), 1, "`prot` is not a flag");
+}
+
+/// A copy of the tests' model with another `generation_config.json`; weights are links.
+fn model_with(generation_config: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(model_dir()).unwrap() {
+        let file = file.unwrap();
+        if file.path().is_file() && file.file_name() != "generation_config.json" {
+            let to = folder.path().join(file.file_name());
+            std::os::unix::fs::symlink(file.path(), to).unwrap();
+        }
+    }
+    let path = folder.path().join("generation_config.json");
+    std::fs::write(path, generation_config).unwrap();
+    folder
+}
+
+#[test]
+fn sampling_defaults_are_those_of_the_model() {
+    let model = model_with(r#"{"temperature": 0.0, "max_new_tokens": 5, "eos_token_id": 1154}"#);
+    let path = model.path().to_str().unwrap();
+    let start = |more: &[&str]| {
+        let mut command = program();
+        command
+            .args(["serve", path, "--backend", "cpu", "--port", "0"])
+            .args(more);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        Process::of(command.spawn().unwrap())
+    };
+    let ask = |process: &Process, more: serde_json::Value| {
+        let mut body =
+            json!({ "prompt": "Once upon a time", "max_tokens": 20, "ignore_eos": true });
+        super::harness::merge(&mut body, more);
+        let (status, answer) = process.post("/v1/completions", &body);
+        assert_eq!(status, 200, "{answer}");
+        (
+            answer["choices"][0]["text"].as_str().unwrap().to_owned(),
+            answer["usage"]["completion_tokens"].clone(),
+        )
+    };
+    let process = start(&[]);
+    // The file's temperature is the default, and its limit holds where a request asks for more.
+    let greedy = ask(&process, json!({ "temperature": 0, "seed": 1 }));
+    assert_eq!(greedy.1, 5);
+    for seed in 2..6 {
+        assert_eq!(ask(&process, json!({ "seed": seed })), greedy);
+    }
+    // A request's own value wins.
+    let drawn = |seed: u64| ask(&process, json!({ "temperature": 2, "seed": seed }));
+    assert!((2..8).any(|seed| drawn(seed) != greedy));
+    let (_, log) = process.end();
+    assert!(log.contains("temperature 0, max_new_tokens 5"), "{log}");
+    let process = start(&["--generation-config", "vllm"]);
+    assert_eq!(ask(&process, json!({})).1, 20);
+    assert!(!process.end().1.contains("sampling defaults"));
+    let over = ["--override-generation-config", r#"{"max_new_tokens": 7}"#];
+    let process = start(&over);
+    assert_eq!(
+        ask(&process, json!({})),
+        ask(&process, json!({ "temperature": 0 }))
+    );
+    assert_eq!(ask(&process, json!({})).1, 7);
 }
 
 /// The first lines that it logs, up to one that is looked for.

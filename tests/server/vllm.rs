@@ -146,6 +146,15 @@ async fn answers_have_the_form_that_is_asked_for() {
     let grammar = json!({ "structured_outputs": { "grammar": "start: (\"x\" | \"y\") \"!\"" } });
     let said = asked(grammar).await;
     assert!(["x!", "y!"].contains(&&*said), "{said}");
+    for source in [
+        "root ::= letter \"!\"\nletter ::= \"x\" | \"y\"",
+        "root ::= \"x!\" | \"y!\" | nested \"?\" nested\nnested ::= \"(\" root \")\"",
+    ] {
+        let never = server.ids("(")[0].to_string();
+        let body = json!({ "guided_grammar": source, "logit_bias": { never: -100 } });
+        let said = asked(body).await;
+        assert!(["x!", "y!"].contains(&&*said), "{said}");
+    }
     let schema = json!({ "enum": ["yes", "no"] });
     for more in [
         json!({ "guided_json": schema.to_string() }),
@@ -166,7 +175,7 @@ async fn answers_have_the_form_that_is_asked_for() {
             "guided_choice",
         ),
         (
-            json!({ "structured_outputs": { "grammar": "root ::= \"a\"" } }),
+            json!({ "structured_outputs": { "grammar": "root ::= \"a" } }),
             "structured_outputs",
         ),
         (

@@ -1,5 +1,6 @@
 //! The flags of `serve`, grouped by topic, with vLLM's names where vLLM has the flag.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -10,6 +11,7 @@ use kimi_linear::engine::{BLOCK_TOKENS, PREFILL_CHUNK};
 use kimi_linear::server::{Origins, ServerOptions};
 
 use super::super::options::{CacheOptions, DtypeName, parse_tokens};
+use super::tls::Ssl;
 
 /// The address to listen on, and who may send requests.
 #[derive(Args)]
@@ -21,6 +23,14 @@ pub(super) struct Http {
     /// Port to listen on; 0 picks a free port, which is printed.
     #[arg(long, value_name = "PORT", default_value_t = 8000)]
     pub(super) port: u16,
+    /// Unix socket to listen on, in place of --host and --port.
+    #[arg(long, value_name = "PATH")]
+    pub(super) uds: Option<PathBuf>,
+    /// Path prefix under which a proxy shows the server, such as /llm. Paths are answered with and without it.
+    #[arg(long, value_name = "PATH")]
+    root_path: Option<String>,
+    #[command(flatten)]
+    ssl: Ssl,
     /// API key that clients must send as a bearer token. Can be repeated. A key in KIMI_LINEAR_API_KEY or VLLM_API_KEY is accepted
     /// too, and does not show in the process list. Default: no key is needed.
     #[arg(long, value_name = "KEY")]
@@ -69,6 +79,21 @@ impl Http {
         Ok(keys.into_iter().map(|(_, key)| key).collect())
     }
 
+    /// The path prefix, with a slash before it and none behind.
+    fn root_path(&self) -> Result<String> {
+        let given = self.root_path.as_deref().unwrap_or_default();
+        let path = given.trim_matches('/');
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "/-._~".contains(c);
+        ensure!(
+            path.chars().all(is_plain) && !path.contains("//"),
+            "--root-path {given}: a path such as /llm is expected, of letters, digits and -._~"
+        );
+        Ok(match path {
+            "" => String::new(),
+            path => format!("/{path}"),
+        })
+    }
+
     fn origins(&self) -> Result<Origins> {
         let mut origins = Vec::new();
         for given in &self.allowed_origins {
@@ -99,6 +124,8 @@ impl Http {
             api_keys: self.keys()?,
             origins: self.origins()?,
             hosts,
+            tls: self.ssl.tls()?,
+            root_path: self.root_path()?,
             strict_fields: self.strict_fields,
             parse_special: self.parse_special,
             shutdown_timeout: self.shutdown_timeout.map(Duration::from_secs),
@@ -110,13 +137,25 @@ impl Http {
     }
 }
 
+/// A length of the context; `None` for as much as the model and the memory allow.
+#[derive(Clone, Copy)]
+struct Length(Option<usize>);
+
+fn parse_length(text: &str) -> Result<Length, String> {
+    match text.trim() {
+        "auto" | "-1" => Ok(Length(None)),
+        number => parse_tokens(number).map(|length| Length(Some(length))),
+    }
+}
+
 /// Batch sizes and memory.
 #[derive(Args)]
 #[command(next_help_heading = "Engine")]
 pub(super) struct Engines {
-    /// Maximum tokens of prompt and answer together, such as 8192 or 128K. Default: the model's maximum, or what fits in memory if that is less.
-    #[arg(long, value_name = "N", value_parser = parse_tokens)]
-    max_model_len: Option<usize>,
+    /// Maximum tokens of prompt and answer together, such as 8192, 128K (131,072) or 128k (128,000). Default, as with `auto` and -1: the
+    /// model's maximum, or what fits in memory if that is less.
+    #[arg(long, value_name = "N", value_parser = parse_length, allow_hyphen_values = true)]
+    max_model_len: Option<Length>,
     /// Maximum number of sequences that run at the same time.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
     pub(super) max_num_seqs: usize,
@@ -180,7 +219,8 @@ impl Engines {
     }
 
     pub(super) fn context(&self, config: &ModelConfig) -> Result<Option<usize>> {
-        if let Some(length) = self.max_model_len {
+        let length = self.max_model_len.and_then(|Length(length)| length);
+        if let Some(length) = length {
             ensure!(
                 length >= 2,
                 "--max-model-len {length}: at least 2 are needed, one prompt token and one generated token"
@@ -191,7 +231,7 @@ impl Engines {
                 config.model_max_length
             );
         }
-        Ok(self.max_model_len)
+        Ok(length)
     }
 
     /// Tokens of prompts in one step.
@@ -313,6 +353,12 @@ mod tests {
         let long = engine(&["--max-model-len", "128K", "--max-num-batched-tokens", "4K"]);
         assert_eq!(long.context(&config).unwrap(), Some(128 << 10));
         assert_eq!(long.prefill_chunk().unwrap(), 4096 - 32);
+        let decimal = engine(&["--max-model-len", "4k"]);
+        assert_eq!(decimal.context(&config).unwrap(), Some(4000));
+        for auto in ["auto", "-1"] {
+            let auto = engine(&["--max-model-len", auto]);
+            assert_eq!(auto.context(&config).unwrap(), None);
+        }
         let short = engine(&["--max-model-len", "1"]).context(&config);
         assert!(short.unwrap_err().to_string().contains("at least 2"));
     }

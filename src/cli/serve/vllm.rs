@@ -1,9 +1,10 @@
 //! Other flags of vLLM: accepted if ignoring them changes no result, otherwise rejected with an error that says what to do.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
+use kimi_linear::server::ReasoningParser;
 
-/// Flags of vLLM that have no effect here or are not supported.
+/// Flags of vLLM that have no effect here.
 #[derive(Args)]
 #[command(next_help_heading = "Compatibility with vLLM")]
 pub(super) struct Vllm {
@@ -19,80 +20,19 @@ pub(super) struct Vllm {
     /// Format of the model's tool calls. Only kimi_k2 is supported.
     #[arg(long, value_name = "NAME")]
     tool_call_parser: Option<String>,
-    /// Source of the sampling defaults. Only vllm is supported: OpenAI's defaults, and none from the checkpoint.
+    /// Separate the reasoning of an answer, the text up to </think>, from its text: deepseek_r1, deepseek_v3, glm45, holo2, kimi_k2,
+    /// minimax_m2, nemotron_v3, olmo3, qwen3 or step3. Default: it stays in the text.
     #[arg(long, value_name = "NAME")]
-    generation_config: Option<String>,
-    #[arg(long, value_name = "NAME", hide = true)]
-    reasoning_parser: Option<String>,
-    #[arg(long, value_name = "PATH", hide = true)]
-    uds: Option<String>,
-    #[arg(long, value_name = "FILE", hide = true)]
-    ssl_keyfile: Option<String>,
-    #[arg(long, value_name = "FILE", hide = true)]
-    ssl_certfile: Option<String>,
-    #[arg(long, value_name = "FILE", hide = true)]
-    ssl_ca_certs: Option<String>,
-    #[arg(long, value_name = "PATH", hide = true)]
-    root_path: Option<String>,
-    #[arg(long, value_name = "FILE", hide = true)]
-    config: Option<String>,
+    pub(super) reasoning_parser: Option<ReasoningParser>,
 }
 
 impl Vllm {
-    /// Rejects flags that would change results or security and are not supported.
+    /// Rejects a format of tool calls that is not the model's.
     pub(super) fn check(&self) -> Result<()> {
-        let absent = [
-            (
-                &self.reasoning_parser,
-                "reasoning-parser",
-                "reasoning is not separated from the text of an answer; leave the flag out",
-            ),
-            (
-                &self.uds,
-                "uds",
-                "Unix sockets are not supported; use --host and --port",
-            ),
-            (
-                &self.ssl_keyfile,
-                "ssl-keyfile",
-                "TLS for clients is not supported; put a proxy with TLS in front",
-            ),
-            (
-                &self.ssl_certfile,
-                "ssl-certfile",
-                "TLS for clients is not supported; put a proxy with TLS in front",
-            ),
-            (
-                &self.ssl_ca_certs,
-                "ssl-ca-certs",
-                "TLS for clients is not supported; put a proxy with TLS in front",
-            ),
-            (
-                &self.root_path,
-                "root-path",
-                "path prefixes are not supported; have the proxy remove the prefix",
-            ),
-            (
-                &self.config,
-                "config",
-                "configuration files are not supported; give the flags on the command line",
-            ),
-        ];
-        for (value, name, why) in absent {
-            if value.is_some() {
-                bail!("--{name}: {why}");
-            }
-        }
         if let Some(parser) = &self.tool_call_parser {
             ensure!(
                 parser == "kimi_k2",
                 "--tool-call-parser {parser}: only kimi_k2 is supported, the format of this model's tool calls"
-            );
-        }
-        if let Some(from) = &self.generation_config {
-            ensure!(
-                from == "vllm",
-                "--generation-config {from}: sampling defaults are not read from files; use `vllm` or leave the flag out"
             );
         }
         Ok(())

@@ -11,6 +11,7 @@ use crate::tokenizer::ToolCallEvent;
 
 /// A block of the answer so far.
 enum Block {
+    Thinking(String),
     Text(String),
     ToolUse {
         id: String,
@@ -22,6 +23,10 @@ enum Block {
 impl Block {
     fn json(&self) -> Value {
         match self {
+            // A signature is Anthropic's proof that the thinking is its model's; clients expect the field.
+            Self::Thinking(text) => {
+                json!({ "type": "thinking", "thinking": text, "signature": "" })
+            }
             Self::Text(text) => json!({ "type": "text", "text": text }),
             Self::ToolUse {
                 id,
@@ -87,6 +92,20 @@ impl Answer {
             "content_block_delta",
             json!({ "index": index, "delta": delta }),
         )
+    }
+
+    /// Takes reasoning, which comes before everything else.
+    fn think(&mut self, text: &str, data: &mut Vec<Data>) {
+        if text.is_empty() {
+            return;
+        }
+        if !(self.open && matches!(self.blocks.last(), Some(Block::Thinking(_)))) {
+            self.begin_block(Block::Thinking(String::new()), data);
+        }
+        data.push(self.delta(json!({ "type": "thinking_delta", "thinking": text })));
+        if let Some(Block::Thinking(whole)) = self.blocks.last_mut() {
+            whole.push_str(text);
+        }
     }
 
     fn take(&mut self, event: ToolCallEvent, data: &mut Vec<Data>) {
@@ -167,6 +186,7 @@ impl Protocol for Answer {
 
     fn part(&mut self, part: Part, _so_far: &SoFar) -> Vec<Data> {
         let mut data = Vec::new();
+        self.think(&part.reasoning, &mut data);
         for event in part.deltas {
             self.take(event, &mut data);
         }
@@ -214,7 +234,7 @@ fn ping() -> Data {
 fn text(block: &Block) -> Option<&str> {
     match block {
         Block::Text(text) => Some(text),
-        Block::ToolUse { .. } => None,
+        Block::Thinking(_) | Block::ToolUse { .. } => None,
     }
 }
 

@@ -17,11 +17,11 @@ use super::request::{
 use crate::tokenizer::Chat;
 
 /// Parses a request for an answer.
-pub(super) fn read(mut fields: Fields, service: &Service) -> Result<ChatRequest> {
+pub(super) fn read(mut fields: Fields, service: &Service) -> Result<(ChatRequest, ())> {
     let asked = read_chat(&mut fields, service)?;
     fields.finish()?;
     needed("max_tokens", asked.parameters.max_tokens)?;
-    Ok(asked)
+    Ok((asked, ()))
 }
 
 /// Parses a request to count the prompt's tokens.
@@ -74,6 +74,7 @@ fn read_chat(fields: &mut Fields, service: &Service) -> Result<ChatRequest> {
         parameters,
         form,
         logprobs: None,
+        include_reasoning: true,
     })
 }
 

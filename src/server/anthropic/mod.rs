@@ -56,7 +56,7 @@ async fn answered(shared: &Shared, id: Id, request: Request) -> Result<Response>
     check_version(request.headers())?;
     let (call, fields) = shared.open(id, request).await?;
     let service = Arc::clone(&call.service);
-    let prepared = prepare(&service, move |service| messages::read(fields, service)).await?;
+    let (prepared, ()) = prepare(&service, fields, messages::read).await?;
     let (asked, given) = (
         prepared.asked.parameters.max_tokens,
         prepared.request.max_tokens,
@@ -68,6 +68,7 @@ async fn answered(shared: &Shared, id: Id, request: Request) -> Result<Response>
 async fn counted(shared: &Shared, id: Id, request: Request) -> Result<Response> {
     check_version(request.headers())?;
     let (call, fields) = shared.open(id, request).await?;
+    let _alone = call.service.alone(fields.size()).await?;
     let count = call.service.compute(|service| {
         let chat = messages::read_for_count(fields, service)?;
         Ok(encode_chat(service, &chat)?.ids.len())

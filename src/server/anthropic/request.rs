@@ -26,7 +26,7 @@ pub(in crate::server) struct MessagesRequest {
     pub(super) tool_choice: Option<ToolChoice>,
     /// Stop strings.
     pub(super) stop_sequences: Option<Vec<String>>,
-    /// Accepted without effect: this model answers without thinking.
+    /// Accepted without effect: whether the model thinks is the chat template's decision.
     #[serde(rename = "thinking")]
     pub(super) _thinking: Option<Thinking>,
     /// The format of the answer.

@@ -17,6 +17,7 @@ struct Item {
 }
 
 enum Kind {
+    Reasoning(String),
     Message {
         text: String,
         logprobs: Vec<Value>,
@@ -40,6 +41,14 @@ impl Item {
         }
     }
 
+    fn reasoning() -> Self {
+        Self {
+            id: random_id("rs"),
+            kind: Kind::Reasoning(String::new()),
+            status: "in_progress",
+        }
+    }
+
     fn call(call_id: String, name: String) -> Self {
         Self {
             id: random_id("fc"),
@@ -54,6 +63,13 @@ impl Item {
 
     fn json(&self) -> Value {
         match &self.kind {
+            Kind::Reasoning(text) => json!({
+                "id": self.id,
+                "type": "reasoning",
+                "status": self.status,
+                "summary": [],
+                "content": [reasoning_part(text)],
+            }),
             Kind::Message { text, logprobs } => json!({
                 "id": self.id,
                 "type": "message",
@@ -79,6 +95,10 @@ impl Item {
 
 fn text_part(text: &str, logprobs: &[Value]) -> Value {
     json!({ "type": "output_text", "text": text, "annotations": [], "logprobs": logprobs })
+}
+
+fn reasoning_part(text: &str) -> Value {
+    json!({ "type": "reasoning_text", "text": text })
 }
 
 /// A random id that cannot be guessed.
@@ -130,7 +150,7 @@ impl Answer {
         let mut fields = json!({ "output_index": index });
         if let Some(item) = self.items.last() {
             fields["item_id"] = Value::from(item.id.as_str());
-            if matches!(item.kind, Kind::Message { .. }) {
+            if !matches!(item.kind, Kind::FunctionCall { .. }) {
                 fields["content_index"] = Value::from(0);
             }
         }
@@ -143,8 +163,12 @@ impl Answer {
     fn begin_item(&mut self, item: Item, data: &mut Vec<Data>) {
         self.close("completed", data);
         let mut begun = item.json();
-        let message = matches!(item.kind, Kind::Message { .. });
-        if message {
+        let part = match item.kind {
+            Kind::Reasoning(_) => Some(reasoning_part("")),
+            Kind::Message { .. } => Some(text_part("", &[])),
+            Kind::FunctionCall { .. } => None,
+        };
+        if part.is_some() {
             begun["content"] = json!([]);
         }
         let index = self.items.len();
@@ -152,8 +176,8 @@ impl Answer {
         self.open = true;
         let added = json!({ "output_index": index, "item": begun });
         data.push(self.event("response.output_item.added", added));
-        if message {
-            let part = json!({ "part": text_part("", &[]) });
+        if let Some(part) = part {
+            let part = json!({ "part": part });
             data.push(self.about_item("response.content_part.added", part));
         }
     }
@@ -168,6 +192,13 @@ impl Answer {
         let item = &mut self.items[index];
         item.status = status;
         let done = match &mut item.kind {
+            Kind::Reasoning(text) => vec![
+                ("response.reasoning_text.done", json!({ "text": text })),
+                (
+                    "response.content_part.done",
+                    json!({ "part": reasoning_part(text) }),
+                ),
+            ],
             Kind::Message { text, logprobs } => {
                 logprobs.extend(untold);
                 let part = text_part(text, logprobs);
@@ -189,6 +220,27 @@ impl Answer {
             data.push(self.about_item(name, fields));
         }
         data.push(self.event("response.output_item.done", whole));
+    }
+
+    /// Takes reasoning, which comes before everything else.
+    fn think(&mut self, text: &str, data: &mut Vec<Data>) {
+        if text.is_empty() {
+            return;
+        }
+        let last = self.items.last().map(|item| &item.kind);
+        if !(self.open && matches!(last, Some(Kind::Reasoning(_)))) {
+            self.begin_item(Item::reasoning(), data);
+        }
+        data.push(self.about_item("response.reasoning_text.delta", json!({ "delta": text })));
+        if let Some(Item {
+            kind: Kind::Reasoning(whole),
+            ..
+        }) = self.items.last_mut()
+        {
+            whole.push_str(text);
+        }
+        // Only messages have log-probabilities.
+        self.untold.clear();
     }
 
     fn take(&mut self, event: ToolCallEvent, data: &mut Vec<Data>) {
@@ -266,7 +318,9 @@ impl Answer {
             Some("length") => "incomplete",
             _ => "completed",
         };
-        if self.items.is_empty() {
+        let is_message = |item: &Item| !matches!(item.kind, Kind::Reasoning(_));
+        let silent = !self.items.iter().any(is_message);
+        if self.items.is_empty() || (silent && status == "completed") {
             self.begin_item(Item::message(), data);
         }
         self.close(status, data);
@@ -284,9 +338,10 @@ impl Answer {
 
     /// The answer as a message of a later prompt.
     fn message(&self) -> Value {
-        let (mut content, mut calls) = (String::new(), Vec::new());
+        let (mut thought, mut content, mut calls) = (String::new(), String::new(), Vec::new());
         for item in &self.items {
             match &item.kind {
+                Kind::Reasoning(text) => thought.push_str(text),
                 Kind::Message { text, .. } => content.push_str(text),
                 Kind::FunctionCall {
                     call_id,
@@ -300,6 +355,9 @@ impl Answer {
             }
         }
         let mut message = json!({ "role": "assistant", "content": content });
+        if !thought.is_empty() {
+            message["reasoning_content"] = Value::from(thought);
+        }
         if !calls.is_empty() {
             message["tool_calls"] = Value::Array(calls);
         }
@@ -313,7 +371,7 @@ fn usage(so_far: &SoFar) -> Value {
         "input_tokens": total.prompt,
         "input_tokens_details": { "cached_tokens": total.cached },
         "output_tokens": total.generated,
-        "output_tokens_details": { "reasoning_tokens": 0 },
+        "output_tokens_details": { "reasoning_tokens": total.reasoning },
         "total_tokens": total.prompt + total.generated,
     })
 }
@@ -333,6 +391,7 @@ impl Protocol for Answer {
             self.untold.push(told);
         }
         let mut data = Vec::new();
+        self.think(&part.reasoning, &mut data);
         for event in part.deltas {
             self.take(event, &mut data);
         }

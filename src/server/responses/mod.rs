@@ -38,10 +38,7 @@ pub(super) async fn create(
 ) -> Result<Response> {
     let (call, fields) = shared.open(id, request).await?;
     let service = Arc::clone(&call.service);
-    let (asked, answer) = service
-        .compute(move |service| read(fields, service))
-        .await?;
-    let prepared = prepare(&service, move |_| Ok(asked)).await?;
+    let (prepared, answer) = prepare(&service, fields, read).await?;
     prepared.respond(call, answer).await
 }
 
@@ -88,8 +85,9 @@ fn read(mut fields: Fields, service: &Service) -> Result<(ChatRequest, Answer)> 
         "user",
         "prompt_cache_key",
     ];
-    let raw = raw.map(|name| (name, fields.get(name).clone()));
-    let request: ResponsesRequest = fields.part()?;
+    let raw = raw.map(|name| Ok((name, fields.get(name)?)));
+    let raw: Vec<(&str, Value)> = raw.into_iter().collect::<Result<_>>()?;
+    let mut request: ResponsesRequest = fields.part()?;
     refuse_what_is_not_there(&mut fields)?;
     let max_tokens = count(
         "max_output_tokens",
@@ -104,7 +102,7 @@ fn read(mut fields: Fields, service: &Service) -> Result<(ChatRequest, Answer)> 
         None => Vec::new(),
         Some(id) => history(service, id)?,
     };
-    messages.extend(items::messages(needed("input", request.input.clone())?)?);
+    messages.extend(items::messages(needed("input", request.input.take())?)?);
     let store = request.store.unwrap_or(true);
     let logprobs = logprobs(&request)?;
     let answer = Answer::new(
@@ -133,6 +131,7 @@ fn read(mut fields: Fields, service: &Service) -> Result<(ChatRequest, Answer)> 
         parameters,
         form,
         logprobs,
+        include_reasoning: true,
     };
     Ok((asked, answer))
 }
@@ -178,11 +177,11 @@ fn logprobs(request: &ResponsesRequest) -> Result<Option<usize>> {
 }
 
 /// Fields of the request that the response repeats.
-fn told<const N: usize>(
+fn told(
     request: &ResponsesRequest,
     parameters: &Parameters,
     logprobs: Option<usize>,
-    raw: [(&str, Value); N],
+    raw: Vec<(&str, Value)>,
 ) -> Map<String, Value> {
     let format = request.text.as_ref().and_then(|text| text.format.as_ref());
     let format = match format {
