@@ -162,9 +162,15 @@ pub(super) fn takes(lark: &str, text: &str) -> bool {
         .guide();
     let mut ids = tokenizer.encode_ordinary(text).unwrap();
     ids.push(stop_ids[0]);
-    ids.iter().all(|id| {
+    for (i, id) in ids.iter().enumerate() {
         let allowed = guide.allowed().unwrap();
-        let is_allowed = (allowed[*id as usize / 32] >> (id % 32)) & 1 == 1;
-        is_allowed && guide.take(*id).is_ok()
-    })
+        if (allowed[*id as usize / 32] >> (id % 32)) & 1 == 0 {
+            return false;
+        }
+        // A grammar that takes nothing more ends before the stop token.
+        if guide.take(*id).unwrap() {
+            return i + 2 >= ids.len();
+        }
+    }
+    true
 }

@@ -106,7 +106,7 @@ fn below(root_path: String, routes: Router) -> Router {
         request
     };
     Router::new()
-        .route(&root_path, get(redirect))
+        .route_service(&root_path, get(redirect))
         .fallback_service(MapRequest::new(routes, strip))
 }
 
