@@ -350,7 +350,7 @@ fn ln(x: f32) -> f32 {
         -1.666_805_8e-1,
         2.000_071_5e-1,
         -2.5e-1,
-        3.333_333_1e-1,
+        3.333_333e-1,
     ];
     // x = 2^n (1 + r), with 1 + r between the square roots of 1/2 and 2.
     let shifted = x.to_bits().wrapping_sub(ROOT_HALF);
