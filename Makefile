@@ -186,7 +186,7 @@ features: install-rust-components
 # Duplicate versions, licences and sources of what is depended on, by deny.toml.
 audit: install-rust-components
 	@command -v cargo-deny >/dev/null || $(CARGO) +stable install --locked cargo-deny
-	$(CARGO) deny --locked check bans licenses sources
+	$(CARGO) deny --locked --workspace check bans licenses sources
 
 # The image for `serve`.
 image:
