@@ -116,11 +116,15 @@ app-pictures: install-rust-components install-xvfb target/python/made
 	target/python/bin/python docs/app/moving.py target/frames docs/app/memory.gif
 	@if command -v oxipng >/dev/null; then oxipng -q -o 4 --strip safe docs/app/*.png; fi
 
+# Our own crates with little optimisation and incrementally; dependencies are those of `make test`.
+QUICK := $(PROFILE) --locked --workspace --config profile.release.incremental=true \
+	$(foreach crate,kimi-linear kimi-linear-app kimi-linear-plan,--config profile.release.package.$(crate).opt-level=1)
+
 quick: install-rust-components
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy $(PROFILE) --locked --workspace --all-targets -- -D warnings
-	$(CARGO) test $(PROFILE) --locked --workspace --lib --bins
-	$(CARGO) test $(PROFILE) --locked --workspace --test conformance -- cpu/
+	$(CARGO) clippy $(QUICK) --all-targets -- -D warnings
+	$(CARGO) test $(QUICK) --lib --bins
+	$(CARGO) test $(QUICK) --test conformance -- cpu/
 
 test: install-rust-components install-xvfb install-browser install-cuda-compiler target/python/made target/npm/made
 	$(CARGO) fmt --all --check

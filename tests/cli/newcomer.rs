@@ -192,7 +192,7 @@ fn values_are_refused_in_words() {
         (["--device", "first"], "is not the number of a device"),
         (["--temperature", "-1"], "temperature should be 0 or more"),
         (["--seed", "-2"], "`-2` is not a seed"),
-        (["--max-tokens", "many"], "such as 8192, 128K or 1M"),
+        (["--max-tokens", "many"], "such as 8192, 128K (131,072)"),
     ] {
         let told = said(&[&["generate", "x"][..], &arguments].concat());
         assert!(told.contains(words), "{told}");

@@ -90,7 +90,8 @@ fn expression() -> impl Strategy<Value = String> {
                 " % ", " * ", " - ", " // ", " / ",
             ]);
             prop_oneof![
-                (inner.clone(), after).prop_map(|(value, after)| format!("({value}){after}")),
+                // In brackets: Jinja reads the name after a test as its argument, so `x is defined in y` is none.
+                (inner.clone(), after).prop_map(|(value, after)| format!("(({value}){after})")),
                 (inner.clone(), between, inner.clone())
                     .prop_map(|(a, between, b)| format!("({a}{between}{b})")),
                 (inner.clone(), inner.clone(), inner.clone())
