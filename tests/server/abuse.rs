@@ -137,7 +137,7 @@ async fn fields_that_are_unknown_or_of_the_wrong_type() {
         (json!({ "prompt": [[]] }), "prompt"),
         (json!({ "prompt": ["a", 5] }), "prompt"),
         (json!({ "prompt": [1_000_000] }), "prompt"),
-        (json!({ "prompt": [-1] }), "prompt"),
+        (json!({ "prompt": [-1] }), "prompt[0]"),
         (json!({ "prompt": "a", "suffix": "b" }), "suffix"),
         (json!({ "prompt": "a", "best_of": 3 }), "best_of"),
         (json!({ "prompt": "a", "max_tokens": 0 }), "max_tokens"),
