@@ -85,7 +85,7 @@ fn is_planted(error: &Error, fault: Fault) -> bool {
     };
     match fault {
         Fault::Refused => {
-            matches!(error, BackendError::Driver { reason, .. } if reason.contains("chosen"))
+            matches!(error, BackendError::Driver { reason, .. } if reason.contains("a test injected"))
                 && error.scope() == Scope::Step
         }
         Fault::OutOfMemory => {

@@ -340,7 +340,7 @@ fn a_setup_that_cannot_serve_is_refused() {
         at: Duration::ZERO,
         factor: 0.0,
     };
-    assert!(refused(&|s| s.changes = vec![still]).contains("for ever"));
+    assert!(refused(&|s| s.changes = vec![still]).contains("never runs again"));
     let nobody = run(&Trace::new(512), &good, &mut |_| {}).unwrap_err();
     assert!(nobody.to_string().contains("no requests"));
     let options = scheduler::Options::default();
