@@ -10,6 +10,8 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
+use crate::transfer::tls;
+
 /// Whether clients need a certificate; the numbers of Python's `ssl` module are those of vLLM's `--ssl-cert-reqs`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClientCertificates {
@@ -137,16 +139,11 @@ fn client_roots(files: &HttpTlsFiles) -> Result<Option<(&Path, Arc<RootCertStore
         return Ok(None);
     }
     let path = files.client_ca.as_deref().ok_or(HttpTlsError::NoClientCa)?;
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(path)? {
-        roots
-            .add(certificate)
-            .map_err(|error| HttpTlsError::ClientCa {
-                path: path.to_owned(),
-                reason: error.to_string(),
-            })?;
-    }
-    Ok(Some((path, Arc::new(roots))))
+    let roots = tls::roots(&read(path)?).map_err(|reason| HttpTlsError::ClientCa {
+        path: path.to_owned(),
+        reason,
+    })?;
+    Ok(Some((path, roots)))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, HttpTlsError> {
@@ -157,18 +154,11 @@ fn read(path: &Path) -> Result<Vec<u8>, HttpTlsError> {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, HttpTlsError> {
-    let wrong = |reason: String| HttpTlsError::Pem {
+    tls::certificates(&read(path)?).map_err(|reason| HttpTlsError::Pem {
         path: path.to_owned(),
         expected: "a certificate",
         reason,
-    };
-    let pem = read(path)?;
-    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    let all = all.map_err(|error| wrong(error.to_string()))?;
-    match all.is_empty() {
-        true => Err(wrong("it holds none".to_owned())),
-        false => Ok(all),
-    }
+    })
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, HttpTlsError> {

@@ -5,9 +5,13 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::config::kind;
+use crate::tokenizer::eos_ids;
 
 /// The name of the file beside a model.
 const FILE: &str = "generation_config.json";
+
+/// Its field of stop ids.
+const EOS: &str = "eos_token_id";
 
 /// The fields that are taken, each with the range of its values.
 const FIELDS: [(&str, f64, f64); 6] = [
@@ -104,7 +108,13 @@ impl SamplingDefaults {
         for (name, value) in &fields {
             defaults.set(&at, name, value)?;
         }
-        defaults.eos_token_ids = eos_token_ids(&at, &fields)?;
+        let ids = fields.get(EOS).unwrap_or(&Value::Null);
+        defaults.eos_token_ids = eos_ids(ids).ok_or_else(|| SamplingDefaultsError::Value {
+            at,
+            field: EOS.to_owned(),
+            expected: "an id or a list of ids".to_owned(),
+            found: ids.to_string(),
+        })?;
         Ok(Some(defaults))
     }
 
@@ -208,24 +218,6 @@ fn object(at: &str, json: &[u8]) -> Result<Map<String, Value>, SamplingDefaultsE
         Ok(other) => Err(wrong(format!("it is {}", kind(&other)))),
         Err(error) => Err(wrong(error.to_string())),
     }
-}
-
-fn eos_token_ids(at: &str, fields: &Map<String, Value>) -> Result<Vec<u32>, SamplingDefaultsError> {
-    const NAME: &str = "eos_token_id";
-    let value = fields.get(NAME).unwrap_or(&Value::Null);
-    let ids = match value {
-        Value::Null => return Ok(Vec::new()),
-        Value::Array(ids) => &ids[..],
-        one => std::slice::from_ref(one),
-    };
-    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    let ids: Option<Vec<u32>> = ids.iter().map(id).collect();
-    ids.ok_or_else(|| SamplingDefaultsError::Value {
-        at: at.to_owned(),
-        field: NAME.to_owned(),
-        expected: "an id or a list of ids".to_owned(),
-        found: value.to_string(),
-    })
 }
 
 #[cfg(test)]

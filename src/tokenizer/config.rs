@@ -91,16 +91,18 @@ impl TokenizerConfig {
 pub(super) fn generation_eos(path: &Path) -> Result<Vec<u32>, TokenizerError> {
     let json = read_json(path)?.unwrap_or_default();
     let value = &json["eos_token_id"];
+    eos_ids(value).ok_or_else(|| field(path, "eos_token_id", "an id or a list of ids", value))
+}
+
+/// An `eos_token_id`: one id or several; none for null. `None` if it is something else.
+pub(crate) fn eos_ids(value: &Value) -> Option<Vec<u32>> {
     let ids = match value {
-        Value::Null => return Ok(Vec::new()),
+        Value::Null => &[],
         Value::Array(ids) => &ids[..],
         one => std::slice::from_ref(one),
     };
     let id = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
-    ids.iter()
-        .map(id)
-        .collect::<Option<_>>()
-        .ok_or_else(|| field(path, "eos_token_id", "an id or a list of ids", value))
+    ids.iter().map(id).collect()
 }
 
 /// The file as JSON; `None` where there is none.

@@ -31,6 +31,8 @@ use tokenizers::Model as _;
 use tokenizers::models::bpe::{BPE, Vocab};
 
 pub use chat::{Chat, EncodedChat, ROLES};
+#[cfg(feature = "server")]
+pub(crate) use config::eos_ids;
 pub use conversation::Conversation;
 pub use stream::{StreamDecoder, TokenText, Utf8Stream};
 pub use template::ChatTemplate;

@@ -18,7 +18,7 @@ mod producer;
 mod record_head;
 mod stats;
 mod tcp_info;
-mod tls;
+pub(crate) mod tls;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -52,13 +52,29 @@ fn tls(what: &str, source: impl std::fmt::Display) -> TransferError {
     }
 }
 
-fn certificates(what: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TransferError> {
+/// The certificates of a PEM text, at least one.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    let all = all.map_err(|error| tls(what, error))?;
+    let all = all.map_err(|error| error.to_string())?;
     if all.is_empty() {
-        return Err(tls(what, "no certificate is in it"));
+        return Err("no certificate is in it".to_owned());
     }
     Ok(all)
+}
+
+/// The CAs of a PEM text, at least one.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn roots(pem: &[u8]) -> Result<Arc<RootCertStore>, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(pem)? {
+        roots.add(certificate).map_err(|error| error.to_string())?;
+    }
+    Ok(Arc::new(roots))
 }
 
 impl Tls {
@@ -71,7 +87,8 @@ impl Tls {
         let own = match (pem.certificate, pem.key) {
             (Some(certificate), Some(key)) => {
                 let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| tls("the key", e))?;
-                Some((certificates("the certificate", certificate)?, key))
+                let chain = certificates(certificate).map_err(|e| tls("the certificate", e))?;
+                Some((chain, key))
             }
             (None, None) => None,
             _ => {
@@ -81,7 +98,11 @@ impl Tls {
                 ));
             }
         };
-        let roots = pem.ca.map(roots).transpose()?;
+        let roots = pem
+            .ca
+            .map(roots)
+            .transpose()
+            .map_err(|e| tls("the CA", e))?;
         if own.is_none() && roots.is_none() {
             return Err(tls(
                 "neither a certificate nor a CA is given",
@@ -160,14 +181,6 @@ impl Tls {
 fn server_name(host: &str) -> Result<ServerName<'static>, TransferError> {
     let name = host.trim_start_matches('[').trim_end_matches(']');
     ServerName::try_from(name.to_owned()).map_err(|error| tls(&format!("the name {host:?}"), error))
-}
-
-fn roots(pem: &[u8]) -> Result<Arc<RootCertStore>, TransferError> {
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates("the CA", pem)? {
-        roots.add(certificate).map_err(|e| tls("the CA", e))?;
-    }
-    Ok(Arc::new(roots))
 }
 
 fn acceptor(
