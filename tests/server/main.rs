@@ -42,6 +42,7 @@ mod program_faults;
 mod protocol;
 mod reasoning;
 mod responses;
+mod schemas;
 mod transfer;
 mod turns;
 mod vllm;
