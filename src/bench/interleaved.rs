@@ -1,7 +1,7 @@
-//! The recurrence alternating with another implementation: inputs in a file that both read, runs when they are asked for, and the errors of both
-//! against the same f64 recurrence.
+//! The recurrence alternating with another implementation: both read their inputs from one file, each runs on request, and the errors
+//! of both are measured against the same f64 recurrence.
 //!
-//! The caller decides which of the two runs when, so that what a device does over time (clocks, heat) weighs on both alike.
+//! The caller decides which of the two runs when, so that changes of the device over time (clocks, heat) affect both equally.
 
 use std::path::Path;
 use std::time::Instant;
@@ -16,14 +16,14 @@ use crate::backend::Backend;
 use crate::conformance::{Gates, Work};
 use crate::error::BackendError;
 
-/// What is run.
+/// The inputs' shape.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
     /// Heads.
     pub heads: usize,
-    /// Width of a key and of a value.
+    /// Channels of a key, and of a value.
     pub width: usize,
-    /// Tokens of each sequence; ones are decoded from a state, longer ones start from zero.
+    /// Tokens of each sequence. Sequences of one token are decoded from a state; longer ones start from a zero state.
     pub lengths: Vec<usize>,
     /// Log decays.
     pub gates: Gates,
@@ -38,7 +38,7 @@ pub struct Interleaved {
 }
 
 impl Interleaved {
-    /// Makes inputs, uploads them, computes the reference, and runs until everything is warm.
+    /// Generates inputs, uploads them, computes the reference, and runs until everything is compiled and loaded.
     ///
     /// # Errors
     /// Those of the backend.
@@ -57,13 +57,13 @@ impl Interleaved {
         })
     }
 
-    /// What runs it.
+    /// The device.
     #[must_use]
     pub fn device(&self) -> &crate::backend::Device {
         self.backend.device()
     }
 
-    /// The least bytes and operations, as [`floors`](crate::conformance::floors) counts them.
+    /// The minimum bytes and operations, as [`floors`](crate::conformance::floors) counts them.
     #[must_use]
     pub fn work(&self) -> Work {
         let decode = self.numbers.initial.is_some();
@@ -72,7 +72,7 @@ impl Interleaved {
         crate::conformance::floors::recurrence([heads, width], tokens, sequences, decode)
     }
 
-    /// Seconds of one run, of `count` that follow each other without waiting.
+    /// Mean seconds of one run out of `count` runs that are submitted without waiting in between.
     ///
     /// # Errors
     /// Those of the backend.
@@ -88,7 +88,7 @@ impl Interleaved {
         Ok(start.elapsed().as_secs_f64() / count as f64)
     }
 
-    /// How far the last run's answers are from the reference.
+    /// The error of the last run's results against the reference.
     ///
     /// # Errors
     /// Those of the backend.
@@ -152,10 +152,10 @@ impl Interleaved {
             .map_err(|error| file(path, "cannot write", &error))
     }
 
-    /// How far the answers in a file are from the reference: `o` `[T, H, V]` and `state` `[N, H, K, V]`, both F32.
+    /// The error of the results in a file against the reference: `o` `[T, H, V]` and `state` `[N, H, K, V]`, both F32.
     ///
     /// # Errors
-    /// A file without those.
+    /// A file without those tensors.
     pub fn errors_of(&self, path: &Path) -> std::io::Result<Errors> {
         let bytes = std::fs::read(path).map_err(|error| file(path, "cannot read", &error))?;
         let file_error =

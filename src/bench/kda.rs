@@ -1,4 +1,4 @@
-//! The recurrence by itself: inputs, a plan on a device, and how far its answers are from the definition's.
+//! The recurrence alone: its inputs, a compiled step on a device, and the error of its results against the definition.
 
 use half::bf16;
 
@@ -10,10 +10,10 @@ use crate::backend::{
 };
 use crate::conformance::{Gates, Random, norm_error};
 
-/// Heads that are held to the definition at most.
+/// The maximum number of heads that are compared with the definition.
 const CHECKED: usize = 4;
 
-/// Inputs of a recurrence; queries, keys and values as bf16 holds them, so that all who are measured on them read the same.
+/// Inputs of a recurrence. Queries, keys and values are rounded to bf16, so that every implementation reads the same numbers.
 pub(crate) struct Numbers {
     pub(crate) heads: usize,
     pub(crate) width: usize,
@@ -25,23 +25,23 @@ pub(crate) struct Numbers {
     pub(crate) gates: Vec<f32>,
     /// `[T, heads]`.
     pub(crate) beta: Vec<f32>,
-    /// `[sequences, heads, K, V]`; `None` where sequences start from zero.
+    /// `[sequences, heads, K, V]`; `None` if sequences start from a zero state.
     pub(crate) initial: Option<Vec<f32>>,
 }
 
 /// `||x - reference|| / ||reference||` of the outputs and of the final states, over some heads.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Errors {
-    /// Of the outputs.
+    /// The error of the outputs.
     pub output: f64,
-    /// Of the states.
+    /// The error of the states.
     pub state: f64,
-    /// The heads.
+    /// The compared heads.
     pub heads: Vec<usize>,
 }
 
 impl Numbers {
-    /// Random ones, the same everywhere.
+    /// Random inputs from a fixed seed.
     pub(crate) fn random(
         [heads, width]: [usize; 2],
         lengths: &[usize],
@@ -71,13 +71,13 @@ impl Numbers {
         self.lengths.iter().sum()
     }
 
-    /// The heads that are checked, at equal distances.
+    /// The heads that are compared, equally spaced.
     pub(crate) fn checked(&self) -> Vec<usize> {
         let count = CHECKED.min(self.heads);
         (0..count).map(|i| i * self.heads / count).collect()
     }
 
-    /// What the checked heads must come to: outputs and states of each.
+    /// The expected outputs and states of each compared head.
     pub(crate) fn answers(&self) -> Vec<(Vec<f64>, Vec<f64>)> {
         let inputs = Inputs {
             heads: self.heads,
@@ -91,7 +91,7 @@ impl Numbers {
         oracle::recurrence(&inputs, &self.checked())
     }
 
-    /// How far outputs `[T, heads * V]` and states `[sequences, heads, K, V]` are from `answers`.
+    /// The error of outputs `[T, heads * V]` and states `[sequences, heads, K, V]` against `answers`.
     pub(crate) fn errors(
         &self,
         answers: &[(Vec<f64>, Vec<f64>)],
@@ -151,12 +151,12 @@ fn compiled(
 }
 
 impl Planned {
-    /// Uploads `numbers` and compiles the recurrence over each of `layers` layers, so that what one of them read is not in a cache
-    /// when it runs again.
+    /// Uploads `numbers` and compiles the recurrence over each of `layers` layers, so that a layer's inputs have left the device's
+    /// cache when it runs again.
     pub(crate) fn new(backend: &mut dyn Backend, numbers: &Numbers, layers: usize) -> Result<Self> {
         let Numbers { heads, width, .. } = *numbers;
         let (tokens, sequences) = (numbers.tokens(), numbers.lengths.len());
-        // A state is read from one slot and written to another, so that every run does the same.
+        // A state is read from one slot and written to another, so that every run computes the same.
         let layout = StateLayout {
             layers,
             key_heads: heads,
@@ -175,7 +175,7 @@ impl Planned {
         let qkv = plan(3 * heads * width, Element::Activation, &numbers.qkv)?;
         let gates = plan(heads * width, Element::F32, &numbers.gates)?;
         let beta = plan(heads, Element::F32, &numbers.beta)?;
-        // What is not written shows as an error.
+        // Elements that are not written show as an error.
         let poison = vec![f32::NAN; tokens * heads * width];
         let output = plan(heads * width, Element::Activation, &poison)?;
         if let Some(initial) = &numbers.initial {

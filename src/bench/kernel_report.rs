@@ -1,28 +1,28 @@
-//! What the bench of single kernels is asked, and what it finds.
+//! Options and results of the benchmark of single kernels.
 
 use super::Effort;
 use crate::config::ModelConfig;
 use crate::conformance::floors::{Bound, Rates, Sizes};
 
-/// Bytes that a kernel's sets of inputs have together: several times any cache.
+/// The total bytes of a kernel's sets of inputs: several times the size of any cache.
 const SPREAD: u64 = 256 << 20;
-/// The most sets.
+/// The maximum number of sets.
 const SETS: u64 = 40;
 
-/// What is run.
+/// What to run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
     /// The shape.
     pub config: ModelConfig,
-    /// Sizes of the table.
+    /// The sizes in the table.
     pub sizes: Sizes,
-    /// Repetitions; `None` where no time is to be taken.
+    /// Repetitions; `None` to take no times.
     pub effort: Option<Effort>,
     /// Only kernels whose name contains this.
     pub filter: Option<String>,
 }
 
-/// A time and the clock that it is from.
+/// A time and its clock.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Time {
     /// Median seconds of one run of the kernel.
@@ -38,24 +38,24 @@ pub struct Row {
     pub name: String,
     /// The operation that computes it.
     pub operation: &'static str,
-    /// Bytes that it moves at the least.
+    /// The minimum bytes that it moves.
     pub bytes: u64,
-    /// Operations that it does.
+    /// Its arithmetic operations.
     pub flops: u64,
-    /// The least seconds, where the device's rates are known.
+    /// The minimum seconds, if the device's rates are known.
     pub floor_seconds: Option<f64>,
-    /// What sets them.
+    /// What limits it.
     pub bound: Option<Bound>,
-    /// What was measured, if times were taken.
+    /// The measured time, if times were taken.
     pub time: Option<Time>,
-    /// `||x - reference|| / ||reference||` over the sample.
+    /// `||x - reference|| / ||reference||` over the sampled results.
     pub error: Option<f64>,
-    /// Why there is nothing to see, where the device refused.
+    /// Why there is no result, if the device refused.
     pub refused: Option<String>,
 }
 
 impl Row {
-    /// Measured over floor.
+    /// Measured time over floor.
     #[must_use]
     pub fn ratio(&self) -> Option<f64> {
         Some(self.time?.seconds / self.floor_seconds?)
@@ -67,13 +67,13 @@ impl Row {
 pub struct Report {
     /// The device.
     pub device: crate::backend::Device,
-    /// The rates that floors are taken from: those known of the device, else nothing.
+    /// The rates that floors are computed from; `None` if they are not known for the device.
     pub rates: Option<Rates>,
     /// The kernels.
     pub rows: Vec<Row>,
 }
 
-/// How many sets of inputs of so many bytes a step goes through.
+/// The number of sets of inputs of `bytes` each in a step.
 pub(super) fn sets(bytes: u64) -> usize {
     (SPREAD / bytes.max(1)).clamp(1, SETS) as usize
 }

@@ -1,8 +1,8 @@
-//! Single kernels at a shape's sizes: time, floor, and how far a sample of the results is from f64 code.
+//! Single kernels at a shape's sizes: time, floor, and the error of a sample of the results against f64 code.
 //!
-//! A kernel is compiled over several sets of weights or caches where one would stay in the device's cache. Two clocks are read:
-//! submissions that follow each other without waiting (graphs, where the backend has them), and the device's own timestamps around
-//! each operation. Both contain the kernel, so the shorter is its time.
+//! A kernel is compiled over several sets of weights or caches if a single set would stay in the device's cache. There are two
+//! clocks: submissions without waiting in between (graphs, if the backend has them), and the device's own timestamps around each
+//! operation. Both include the whole kernel, so the shorter one is its time.
 
 use super::kda::{self, Numbers, Planned};
 use super::kernel_report::sets;
@@ -23,13 +23,13 @@ use crate::error::{BackendError, Error};
 /// Tokens of a block.
 const BLOCK_TOKENS: usize = 64;
 
-/// A kernel made ready.
+/// A kernel that is ready to run.
 struct Ready {
     step: Box<dyn Step>,
     batch: Batch,
-    /// How often the kernel is in the step.
+    /// How many times the kernel is in the step.
     sets: usize,
-    /// Looks at what came of the last run.
+    /// Computes the error of the last run.
     check: Check,
 }
 
@@ -55,7 +55,7 @@ type Check = Box<dyn FnOnce(&mut dyn Backend) -> Result<f64>>;
 /// Runs every kernel of the table.
 ///
 /// # Errors
-/// A backend that cannot be made or fails; what it does not do is said in the row.
+/// A backend that cannot be opened or fails. A kernel that it does not support is noted in its row.
 pub fn run(
     make: Make<'_>,
     options: &Options,
@@ -63,7 +63,7 @@ pub fn run(
 ) -> std::result::Result<Report, Error> {
     let mut backend = make()?;
     let device = backend.device().clone();
-    // A device that is not known is held to what it copies and multiplies itself.
+    // An unknown device is compared with its own measured rates of copies and products.
     let rates = match Rates::of(&device.name) {
         None if options.effort.is_some() => Some(measured_rates(&mut *backend)?),
         known => known,
@@ -222,13 +222,13 @@ fn recurrence(
     Ok(Ready::new(step, batch, sets, check))
 }
 
-/// A weight that the device makes, and its numbers.
+/// A weight that the device generates, and its numbers.
 fn made(
     backend: &mut dyn Backend,
     name: &str,
     [stack, rows, columns]: [usize; 3],
 ) -> Result<(Weight, Random)> {
-    // As in `Model::random`: sums are about as large as what they are made of.
+    // As in `Model::random`: sums are about as large as their terms.
     let exponent = (3.0 / columns as f32).sqrt().log2().floor() as i32;
     let random = Random::named(name, 0, exponent);
     let weight = backend.random_weight(RandomWeight {
@@ -243,7 +243,7 @@ fn made(
     Ok((weight, random))
 }
 
-/// Numbers in (-2, 2) that bf16 holds.
+/// Numbers in (-2, 2), exact in bf16.
 fn numbers(name: &str, count: usize) -> Vec<f32> {
     let random = Random::named(name, 0, 1);
     let value = |i| half::bf16::from_f32(random.value(i)).to_f32();
@@ -262,13 +262,13 @@ fn tensor(
     Ok(tensor)
 }
 
-/// A tensor of results, NaN until they are written.
+/// An output tensor, filled with NaN.
 fn blank(backend: &mut dyn Backend, rows: usize, width: usize, element: Element) -> Result<Tensor> {
     let poison = TensorValues::F32(vec![f32::NAN; rows * width]);
     tensor(backend, rows, width, element, poison)
 }
 
-/// Rows that are checked: the first and the last.
+/// The rows that are compared: the first and the last.
 fn ends(rows: usize) -> Vec<usize> {
     if rows > 1 { vec![0, rows - 1] } else { vec![0] }
 }
@@ -278,7 +278,7 @@ fn read(backend: &mut dyn Backend, tensor: Tensor) -> Result<Vec<f32>> {
     Ok(values.as_f32().unwrap_or(&[]).to_vec())
 }
 
-/// A batch of so many rows, for operations that look at nothing else: a segment for each row, or one segment of them all.
+/// A batch of `rows` rows, for operations that depend only on their number: one segment per row, or one segment.
 fn plain(phase: Phase, rows: usize) -> (Batch, Capacity) {
     let segments = match phase {
         Phase::Decode => (0..rows)
@@ -329,7 +329,7 @@ fn product(
         let all = read(backend, output)?;
         let (mut found, mut expected) = (Vec::new(), Vec::new());
         for row in ends(rows) {
-            // An odd stride meets every place of a tile.
+            // An odd stride visits every place of a tile.
             for column in (0..outputs).step_by((outputs / 128) | 1) {
                 let input = &values[row * inputs..(row + 1) * inputs];
                 found.push(all[row * outputs + column]);
@@ -361,7 +361,7 @@ fn experts(
     let from = TensorValues::F32(values.clone());
     let input = tensor(backend, tokens, d, Element::Activation, from)?;
     let output = blank(backend, tokens, d, Element::Activation)?;
-    // Uniform choices, and other ones in each set.
+    // Uniform choices, different in each set.
     let mut random = conformance::Random::new("experts");
     let (mut choices, mut last) = (Vec::new(), (Vec::new(), Vec::new()));
     for _ in 0..sets {
@@ -411,7 +411,7 @@ fn experts(
     Ok(Ready::new(step, batch, sets, check))
 }
 
-/// Attention of the last `length` tokens of each of several contexts: absorbed for single ones, else expanded.
+/// Attention of the last `length` tokens of each of `sequences` contexts: the absorbed form for single tokens, else the expanded form.
 fn attention(
     backend: &mut dyn Backend,
     config: &ModelConfig,
@@ -491,19 +491,37 @@ fn attention(
             latents,
             kv_b: expansion,
         };
-        let (mut found, mut expected) = (Vec::new(), Vec::new());
-        for row in ends(rows) {
-            let (sequence, place) = (row / length, row % length);
-            for head in ends(heads) {
-                let start = (row * heads + head) * key;
-                let seen = context - length + place + 1;
-                let query = &values[start..start + key];
-                expected.extend(attention.head(head, query, sequence * each, seen));
-                let start = (row * heads + head) * value;
-                found.extend_from_slice(&all[start..start + value]);
-            }
-        }
-        Ok(norm_error(&found, &expected))
+        let sizes = [rows, length, context - length];
+        Ok(attention_error(&attention, &values, &all, sizes))
     };
     Ok(Ready::new(step, batch, sets, check))
+}
+
+/// The error of sampled rows and heads of `found` `[rows, heads * value]` against attention of `queries` `[rows, heads * key]`.
+/// Each sequence has `length` rows after `cached` tokens.
+fn attention_error(
+    attention: &Attention<'_>,
+    queries: &[f32],
+    found: &[f32],
+    [rows, length, cached]: [usize; 3],
+) -> f64 {
+    let config = attention.config;
+    let (heads, key, value) = (
+        config.num_attention_heads,
+        config.mla_query_dim(),
+        config.v_head_dim,
+    );
+    let each = (cached + length).div_ceil(BLOCK_TOKENS);
+    let (mut sample, mut expected) = (Vec::new(), Vec::new());
+    for row in ends(rows) {
+        let (sequence, place) = (row / length, row % length);
+        for head in ends(heads) {
+            let start = (row * heads + head) * key;
+            let query = &queries[start..start + key];
+            expected.extend(attention.head(head, query, sequence * each, cached + place + 1));
+            let start = (row * heads + head) * value;
+            sample.extend_from_slice(&found[start..start + value]);
+        }
+    }
+    norm_error(&sample, &expected)
 }

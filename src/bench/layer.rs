@@ -1,4 +1,4 @@
-//! A KDA layer between its projections, timed in layers of random weights: what a backend may have fused.
+//! The part of a KDA layer between its projections, which a backend may fuse, timed in layers of random weights.
 
 use super::kernel_report::{Options, Report, Row, Time, sets};
 use super::{Effort, operations, segment};
@@ -12,7 +12,7 @@ use crate::model::{Limits, Model, StepOptions};
 /// Tokens of a block.
 const BLOCK_TOKENS: usize = 64;
 
-/// The name of a KDA kernel in its layer: what lies between the projections, fused or not.
+/// The name of a KDA kernel in its layer: everything between the projections, fused or not.
 pub(super) fn name(kernel: &Kernel) -> Option<String> {
     match kernel {
         Kernel::KdaPrefill { .. } | Kernel::KdaDecode { .. } => {
@@ -22,7 +22,7 @@ pub(super) fn name(kernel: &Kernel) -> Option<String> {
     }
 }
 
-/// The operations of a KDA layer between its projections, as backends name them.
+/// The operations of a KDA layer between its projections, by their names in backends.
 const LAYER: [&str; 7] = [
     "kda_block",
     "short_conv",
@@ -33,8 +33,8 @@ const LAYER: [&str; 7] = [
     "gated_norm",
 ];
 
-/// Times those operations in layers of random weights, by the device's clock. Their results are held to the oracle by the
-/// conformance list alone.
+/// Times those operations in layers of random weights, by the device's clock. Their results are not compared here but in the
+/// conformance list.
 pub(super) fn run(
     backend: Box<dyn Backend>,
     options: &Options,
@@ -49,7 +49,7 @@ pub(super) fn run(
         Kernel::KdaDecode { sequences } => (sequences, sequences, true),
         _ => (0, 0, false),
     };
-    // The output's gate is read as well, and the convolutions' states are written, by a decode read too.
+    // The output gate is read too, and the convolution states are written; a decode also reads them.
     let conv_states = 4 * 3 * config.kda_width() * (config.short_conv_kernel_size - 1);
     let more = Work {
         bytes: (2 * tokens * config.kda_width()
@@ -58,16 +58,6 @@ pub(super) fn run(
     };
     let work = kernel.work(config).and(more);
     let sets = if decode { sets(work.bytes) } else { 1 };
-    let kind = LayerKind {
-        attention: Attention::Kda,
-        ffn: Ffn::Dense,
-    };
-    let layers = ModelConfig {
-        layers: vec![kind; sets],
-        num_hidden_layers: sets,
-        ..config.clone()
-    };
-    let length = tokens / sequences.max(1);
     let capacity = Capacity {
         tokens,
         segments: sequences,
@@ -75,15 +65,7 @@ pub(super) fn run(
         blocks: 0,
         checkpoints: 0,
     };
-    let limits = Limits {
-        step: capacity,
-        slots: sequences,
-        blocks: 0,
-        block_tokens: BLOCK_TOKENS,
-        cache: backend.device().cache,
-    };
-    let mut model = Model::random(&layers, 0, backend, limits, &mut |_| {})?;
-    model.fill_caches(0)?;
+    let mut model = layers(backend, config, sets, capacity)?;
     let step_options = StepOptions {
         candidates: 1,
         keep_rows: false,
@@ -102,6 +84,7 @@ pub(super) fn run(
         error: None,
         refused: None,
     };
+    let length = tokens / sequences.max(1);
     let batch = Batch {
         tokens: (0..length * sequences)
             .map(|i| (i * 7919 % config.vocab_size) as u32)
@@ -113,7 +96,7 @@ pub(super) fn run(
     };
     let all = operations(&mut *step, &batch, effort)?;
     if all.is_empty() {
-        row.refused = Some("this device tells no times".to_owned());
+        row.refused = Some("this device reports no times".to_owned());
         return Ok(row);
     }
     let own = all
@@ -124,4 +107,32 @@ pub(super) fn run(
         clock: "timestamps",
     });
     Ok(row)
+}
+
+/// A model of `sets` KDA layers of random weights, with random caches.
+fn layers(
+    backend: Box<dyn Backend>,
+    config: &ModelConfig,
+    sets: usize,
+    capacity: Capacity,
+) -> Result<Model, Error> {
+    let kind = LayerKind {
+        attention: Attention::Kda,
+        ffn: Ffn::Dense,
+    };
+    let layers = ModelConfig {
+        layers: vec![kind; sets],
+        num_hidden_layers: sets,
+        ..config.clone()
+    };
+    let limits = Limits {
+        step: capacity,
+        slots: capacity.segments,
+        blocks: 0,
+        block_tokens: BLOCK_TOKENS,
+        cache: backend.device().cache,
+    };
+    let mut model = Model::random(&layers, 0, backend, limits, &mut |_| {})?;
+    model.fill_caches(0)?;
+    Ok(model)
 }

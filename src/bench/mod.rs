@@ -1,8 +1,9 @@
-//! How fast a device runs a model's shape and its single kernels, beside the least that they could take.
+//! Measures how fast a device runs a model's shape and single kernels, beside their floors (the minimum times).
 //!
-//! A shape needs no checkpoint: weights and caches are random numbers that the device makes ([`shape`]). Kernels are timed one by
-//! one and held to f64 code on a sample ([`kernels`]), and the recurrence can alternate with another implementation ([`interleaved`]).
-//! A checkpoint's tokens per second are measured as llama-bench does it ([`throughput`]). The floors are those of [`floors`](crate::conformance::floors). It decides nothing about a model that is in use.
+//! A shape needs no checkpoint: weights and caches are random numbers that the device generates ([`shape`]). Kernels are timed one by
+//! one and compared with f64 code on a sample ([`kernels`]), and the recurrence can alternate with another implementation
+//! ([`interleaved`]). A checkpoint's tokens per second are measured as llama-bench does ([`throughput`]). The floors are those of
+//! [`floors`](crate::conformance::floors). Nothing here affects a model in use.
 
 pub mod interleaved;
 mod kda;
@@ -22,15 +23,15 @@ pub use kda::Errors;
 use crate::backend::{Backend, Batch, Block, Result, Segment, Slot, Step};
 use crate::error::BackendError;
 
-/// Makes a backend; each is given up before the next one is made, since handles are never given back.
+/// Opens a backend. Each one is dropped before the next is opened, because handles are never released.
 pub type Make<'a> = &'a mut dyn FnMut() -> Result<Box<dyn Backend>>;
 
-/// How often things are repeated.
+/// The number of repetitions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Effort {
-    /// Rounds of which the median counts.
+    /// Rounds; the median is reported.
     pub rounds: usize,
-    /// The least time of a round, in which submissions follow each other.
+    /// The minimum time of a round of submissions.
     pub round: Duration,
 }
 
@@ -44,7 +45,7 @@ impl Default for Effort {
 }
 
 impl Effort {
-    /// One short round, for trying the tools out.
+    /// One short round, to test the tools.
     #[must_use]
     pub fn least() -> Self {
         Self {
@@ -54,14 +55,14 @@ impl Effort {
     }
 }
 
-/// The number in the middle of a list; NaN of an empty one.
+/// The median of a list; NaN if it is empty.
 #[must_use]
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Median seconds of one submission, each waited for before the next: what a sequence's next token waits for.
+/// Median seconds of one submission when each is awaited before the next: the latency of a sequence's next token.
 pub(crate) fn awaited(step: &mut dyn Step, batch: &Batch, effort: Effort) -> Result<f64> {
     let once = warm(step, batch)?;
     let count = count(once, effort);
@@ -76,7 +77,7 @@ pub(crate) fn awaited(step: &mut dyn Step, batch: &Batch, effort: Effort) -> Res
     Ok(median(times))
 }
 
-/// Median seconds of one submission behind another, without waiting between them: what the device is busy for.
+/// Median seconds of one submission when none is awaited before the next: the device's busy time.
 pub(crate) fn queued(step: &mut dyn Step, batch: &Batch, effort: Effort) -> Result<f64> {
     let once = warm(step, batch)?;
     let count = count(once, effort);
@@ -94,7 +95,7 @@ pub(crate) fn queued(step: &mut dyn Step, batch: &Batch, effort: Effort) -> Resu
     Ok(median(times))
 }
 
-/// Runs a batch until it is compiled, loaded and, where there are graphs, one; returns the seconds of one run after that.
+/// Runs a batch until it is compiled, loaded and, if the backend has graphs, a graph; returns the seconds of the next run.
 pub(crate) fn warm(step: &mut dyn Step, batch: &Batch) -> Result<f64> {
     for _ in 0..2 {
         step.submit(batch)?.wait()?;
@@ -108,7 +109,7 @@ fn count(once: f64, effort: Effort) -> usize {
     ((effort.round.as_secs_f64() / once).ceil() as usize).clamp(1, 200)
 }
 
-/// Median milliseconds of each operation by the device's own clock; nothing where it has none.
+/// Median milliseconds of each operation by the device's own clock; empty if it has none.
 pub(crate) fn operations(
     step: &mut dyn Step,
     batch: &Batch,
@@ -119,7 +120,7 @@ pub(crate) fn operations(
         told => told?,
     }
     let mut runs: Vec<Vec<(&'static str, f64)>> = Vec::new();
-    // One more, which is not counted.
+    // One more run, which is not counted.
     for round in 0..=effort.rounds.max(1) {
         let output = step.submit(batch)?.wait()?;
         if round > 0 {
@@ -145,7 +146,7 @@ pub(crate) fn operations(
         .collect())
 }
 
-/// The blocks of a sequence of `tokens` that is number `sequence` of several as long.
+/// The blocks of sequence number `sequence` of several sequences of `tokens` tokens each.
 pub(crate) fn table(sequence: usize, tokens: usize, block_tokens: usize) -> Vec<Block> {
     let each = tokens.div_ceil(block_tokens);
     (sequence * each..(sequence + 1) * each)
@@ -153,7 +154,7 @@ pub(crate) fn table(sequence: usize, tokens: usize, block_tokens: usize) -> Vec<
         .collect()
 }
 
-/// A segment of sequence number `sequence`, whose state is in the slot of that number.
+/// A segment of sequence number `sequence`, whose state is in the slot of the same number.
 pub(crate) fn segment(
     sequence: usize,
     position: usize,

@@ -1,6 +1,6 @@
-//! Samples of what a kernel should have come to, in f64, from the numbers that a device was told to make.
+//! Samples of a kernel's expected results in f64, from the numbers that the device was asked to generate.
 //!
-//! At the published sizes nobody computes a whole answer on a CPU: a few rows, heads and columns stand for it.
+//! At the published sizes a whole result takes too long on a CPU: a few rows, heads and columns are computed.
 
 use half::bf16;
 use rayon::prelude::*;
@@ -14,7 +14,7 @@ fn weight(random: &Random, i: usize) -> f64 {
     f64::from(bf16::from_f32(random.value(i as u64)).to_f32())
 }
 
-/// Row `row` of a matrix of `columns` times `input`.
+/// Row `row` of a matrix with `columns` columns, times `input` `[columns]`.
 pub(super) fn product(random: &Random, columns: usize, row: usize, input: &[f32]) -> f64 {
     let inputs = input.iter().enumerate();
     inputs
@@ -22,7 +22,7 @@ pub(super) fn product(random: &Random, columns: usize, row: usize, input: &[f32]
         .sum()
 }
 
-/// The experts `ids` of one row: `sum_e w_e down_e(silu(gate_e x) * up_e x)`, of stacks of `[n, d]`, `[n, d]`, `[d, n]`.
+/// The experts `ids` of one row: `sum_e w_e down_e(silu(gate_e x) * up_e x)`, from stacks of `[n, d]`, `[n, d]`, `[d, n]`.
 pub(super) fn experts(
     [gate, up, down]: [&Random; 3],
     [n, d]: [usize; 2],
@@ -52,7 +52,7 @@ pub(super) fn experts(
 }
 
 /// Latent attention of one head of one query, in the absorbed form, over the first `count` rows of sequence `sequence` in a pool
-/// filled with `latents`: each sequence has its blocks one after the other.
+/// filled with `latents`: the blocks of a sequence are contiguous.
 pub(super) struct Attention<'a> {
     pub(super) config: &'a ModelConfig,
     pub(super) pool: LatentPool,
@@ -62,7 +62,7 @@ pub(super) struct Attention<'a> {
 }
 
 impl Attention<'_> {
-    /// `query` is the head's `[nope + rope]`; `first` the number of the sequence's first block. Gives the head's value.
+    /// The head's value `[value]`. `query` is the head's `[nope + rope]`; `first` is the sequence's first block.
     pub(super) fn head(&self, head: usize, query: &[f32], first: usize, count: usize) -> Vec<f64> {
         let config = self.config;
         let (latent, nope, value) = (
@@ -73,7 +73,7 @@ impl Attention<'_> {
         let layout = self.pool.layout;
         let width = layout.width();
         let rows = head * (nope + value);
-        // W_UK^T q, and the shared part as it is.
+        // W_UK^T q, and the shared part unchanged.
         let mut absorbed = vec![0.0; width];
         for (d, q) in query[..nope].iter().enumerate() {
             for (c, sum) in absorbed[..latent].iter_mut().enumerate() {
@@ -89,7 +89,7 @@ impl Attention<'_> {
             _ => weight(&random, i),
         };
         let scale = (query.len() as f64).powf(-0.5);
-        // Each run of positions: its greatest score, the sum of its weights, its weighted rows.
+        // For each range of positions: its greatest score, the sum of its weights, its weighted rows.
         let runs: Vec<(f64, f64, Vec<f64>)> = (0..count)
             .collect::<Vec<_>>()
             .par_chunks(1024)
@@ -155,11 +155,11 @@ pub(super) struct Inputs<'a> {
     pub(super) gates: &'a [f32],
     /// `[T, heads]`.
     pub(super) beta: &'a [f32],
-    /// `[sequences, heads, K, V]`; `None` where sequences start from zero.
+    /// `[sequences, heads, K, V]`; `None` if sequences start from a zero state.
     pub(super) initial: Option<&'a [f32]>,
 }
 
-/// The recurrence of some heads, head after head: outputs `[T, V]` and final states `[sequences, K, V]` of each.
+/// The recurrence of some heads: outputs `[T, V]` and final states `[sequences, K, V]` of each head.
 pub(super) fn recurrence(inputs: &Inputs<'_>, heads: &[usize]) -> Vec<(Vec<f64>, Vec<f64>)> {
     let (all, width) = (inputs.heads, inputs.width);
     let one = |head: &usize| {

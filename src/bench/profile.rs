@@ -1,4 +1,4 @@
-//! What a prefill of each length takes and leaves behind on a device: the numbers that `plan` computes with.
+//! The time and the cache size of prefills of several lengths on a device: the inputs of `plan`.
 
 use super::shape::{Options, Tell, Work, measure};
 use super::{Effort, Make};
@@ -11,26 +11,26 @@ pub const TOKENS: [usize; 4] = [1 << 10, 8 << 10, 32 << 10, 128 << 10];
 /// One prompt.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Prompt {
-    /// Its tokens.
+    /// Length in tokens.
     pub tokens: usize,
-    /// Bytes of its cache as this device keeps it: KDA states, convolution states and latents.
+    /// Bytes of its cache in this device's dtypes: KDA states, convolution states and latents.
     pub bytes: u64,
     /// Seconds of its prefill.
     pub seconds: f64,
 }
 
-/// A profile as it was measured.
+/// A measured profile.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measured {
     /// Prompts, by length.
     pub prompts: Vec<Prompt>,
     /// Sequences of a decode step.
     pub slots: usize,
-    /// Seconds of such a step, the device kept busy, over contexts of the middle length.
+    /// Seconds of such a step over contexts of the median length, the device kept busy.
     pub step_seconds: f64,
 }
 
-/// Measures prompts of `tokens` (one or more), and a decode step of `slots` sequences.
+/// Measures prompts of each of the lengths `tokens` (at least one), and a decode step of `slots` sequences.
 ///
 /// # Errors
 /// As [`measure`].
@@ -55,7 +55,7 @@ pub fn profile(
         prompts.push(Prompt {
             tokens,
             bytes: row.state_bytes + row.latent_bytes,
-            // There is an effort, so there is a time.
+            // An effort is given, so there is a time.
             seconds: row.seconds.unwrap_or(f64::NAN),
         });
     }

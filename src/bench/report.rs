@@ -7,7 +7,7 @@ use super::shape::{How, Row, Work};
 use crate::conformance::bench::BenchReport;
 use crate::conformance::floors::{bytes_name, flops_name, seconds_name, tokens_name};
 
-/// Shown for what was not measured.
+/// Shown in place of a missing measurement.
 const NONE: &str = "-";
 
 fn ratio(value: Option<f64>) -> String {
@@ -25,11 +25,11 @@ fn percent(value: Option<f64>) -> String {
     )
 }
 
-/// The kernels of one device, or of several side by side, one line per kernel.
+/// The kernels of one device, or of several devices side by side, one line per kernel.
 #[must_use]
 pub fn kernels(reports: &[Report]) -> String {
     let mut text = String::new();
-    // A filter may leave operations alone, which have a table of their own.
+    // A filter may select only operations, which have their own table.
     let Some(first) = reports.first().filter(|report| !report.rows.is_empty()) else {
         return text;
     };
@@ -121,7 +121,7 @@ fn cells(row: Option<&kernels::Row>) -> String {
     .join(" | ")
 }
 
-/// A shape's measurements; if both variants ran, also their ratio.
+/// A shape's measurements and, if both variants ran, their ratio.
 #[must_use]
 pub fn shape(rows: &[Row]) -> String {
     let mut text = String::new();
@@ -188,7 +188,7 @@ fn how(row: &Row) -> String {
     }
 }
 
-/// The hybrid against MLA in every layer, with what the bytes allow.
+/// The hybrid against MLA in every layer, with the ratio of their bytes.
 fn compared(rows: &[Row], text: &mut String) {
     let mut lines = String::new();
     for row in rows.iter().filter(|row| row.variant == "hybrid") {
@@ -198,7 +198,7 @@ fn compared(rows: &[Row], text: &mut String) {
         };
         let times = other.seconds.zip(row.seconds);
         let measured = times.map(|(other, own)| other / own);
-        // What a step moves at the least, weights, states and latents together; of a prompt operations count too.
+        // The minimum bytes of a step: weights, states and latents. For a prompt operations count too.
         let ceiling = match (other.floor_seconds, row.floor_seconds) {
             (Some(other), Some(own)) => other / own,
             _ => other.floor_bytes as f64 / row.floor_bytes as f64,

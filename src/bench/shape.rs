@@ -1,13 +1,13 @@
-//! A model's shape with random weights, measured without its checkpoint: decode over caches that hold any context already,
+//! Measures a model's shape with random weights, without its checkpoint: decode over caches of any context length,
 //! prompts in segments, the hybrid and the same shape with MLA in every layer.
 //!
-//! Nothing is prefilled to get there: states and latents are numbers that the device makes. Where all layers together outlast the
-//! device's memory, a layer of each kind is measured and multiplied, and the row says so; a long prompt's segments are sampled
-//! by their position, and the row says how many ran.
+//! A context is not prefilled: states and latents are random numbers that the device generates. If all layers together exceed
+//! the device's memory, one layer of each kind is measured and multiplied, and the row says so. A long prompt's segments are
+//! sampled by their position, and the row says how many ran.
 
 use std::time::Instant;
 
-use crate::backend::{Backend, Batch, Capacity, OutputRow};
+use crate::backend::{Backend, Batch, Capacity, OutputRow, Step};
 use crate::config::{Dtype, LayerKind, MemoryRequest, ModelConfig};
 use crate::conformance::floors::{self, Kernel, Rates};
 use crate::error::{BackendError, EngineError, Error};
@@ -17,101 +17,101 @@ use super::{Effort, Make, awaited, operations, queued, segment, table};
 
 /// Tokens of a block.
 const BLOCK_TOKENS: usize = 64;
-/// The most segments of a prompt that are run; those between them are taken as their means.
+/// The maximum number of segments of a prompt that run; the times of those in between are interpolated.
 const SAMPLED: usize = 5;
-/// The part of a device's memory that weights, caches and activations may take; the rest is the driver's and the kernels'.
+/// The part of a device's memory for weights, caches and activations; the rest is for the driver and the kernels.
 const USABLE: f64 = 0.93;
 
-/// What is measured.
+/// What to measure.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case", tag = "what")]
 pub enum Work {
-    /// One token of each sequence.
+    /// One token per sequence.
     Decode {
-        /// Tokens cached for each.
+        /// Cached tokens per sequence.
         context: usize,
         /// Sequences.
         batch: usize,
     },
-    /// One prompt from its first token.
+    /// One prompt from an empty context.
     Prefill {
-        /// Its tokens.
+        /// Its length in tokens.
         tokens: usize,
     },
 }
 
-/// How to measure it.
+/// How to measure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Seeds weights and caches.
+    /// The seed of weights and caches.
     pub seed: u32,
-    /// The most tokens of a prompt in one step.
+    /// The maximum number of tokens of a prompt in one step.
     pub prefill_chunk: usize,
-    /// Measure a layer of each kind and multiply, also where everything fits.
+    /// Measure a layer of each kind and multiply, even if the whole model fits.
     pub by_layer: bool,
-    /// The dtype of the latent cache; `None` is the device's own.
+    /// The dtype of the latent cache; `None` for the device's own.
     pub cache: Option<Dtype>,
-    /// Repetitions; `None` where no time is to be taken.
+    /// Repetitions; `None` to take no times.
     pub effort: Option<Effort>,
 }
 
-/// How a row came about.
+/// How a row was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum How {
     /// All layers at once.
     Whole,
-    /// The embedding and the head alone, and a layer of each kind times their number.
+    /// The embedding and the head alone, plus one layer of each kind times the number of layers of the kind.
     ByLayer,
 }
 
 /// One measurement.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Row {
-    /// `hybrid`, or `all MLA`.
+    /// `hybrid`, `all MLA`, `all KDA` or `no layers`.
     pub variant: &'static str,
-    /// KDA and MLA layers.
+    /// The numbers of KDA and of MLA layers.
     pub layers: [usize; 2],
     /// What was measured.
     #[serde(flatten)]
     pub work: Work,
-    /// Whether all layers ran.
+    /// Whether all layers ran at once.
     pub how: How,
-    /// Segments of the prompt that ran, and all of them; 1 of 1 for a decode.
+    /// The prompt's segments that ran, and all its segments; `[1, 1]` for a decode.
     pub segments: [usize; 2],
-    /// Seconds of one step or one prompt, each submission waited for; `None` where no time was taken.
+    /// Seconds of one step or one prompt, each submission awaited; `None` if no times were taken.
     pub seconds: Option<f64>,
-    /// Seconds of a decode where submissions follow each other without waiting: what the device is busy for.
+    /// Seconds of a decode whose submissions are not awaited in between: the device's busy time.
     pub busy_seconds: Option<f64>,
-    /// Tokens a second: of all sequences, or of the prompt.
+    /// Tokens per second of all sequences, or of the prompt.
     pub tokens_per_second: Option<f64>,
     /// Bytes of all weights.
     pub weight_bytes: u64,
-    /// Bytes of weights that the step reads at the least.
+    /// The minimum bytes of weights that the step reads.
     pub weight_bytes_read: u64,
-    /// The seconds that reading those alone takes, where the device's rates are known.
+    /// The seconds of reading those alone, if the device's rates are known.
     pub weight_seconds: Option<f64>,
-    /// Bytes of the KDA states of all sequences, as this device keeps them.
+    /// Bytes of the KDA states of all sequences on this device.
     pub state_bytes: u64,
-    /// Bytes of the latents of all sequences, as this device keeps them.
+    /// Bytes of the latents of all sequences on this device.
     pub latent_bytes: u64,
-    /// The least bytes of the step (bf16 weights and latents).
+    /// The minimum bytes of the step (bf16 weights and latents).
     pub floor_bytes: u64,
-    /// The least seconds, where the device's rates are known.
+    /// The minimum seconds, if the device's rates are known.
     pub floor_seconds: Option<f64>,
     /// Milliseconds by operation, by the device's clock.
     pub operations: Vec<(String, f64)>,
 }
 
 impl Row {
-    /// The part of the speed at which the weights alone could be read; `None` of a prompt, which is not bound by that.
+    /// The speed relative to reading the weights alone; `None` for a prompt, which is not limited by that.
     #[must_use]
     pub fn of_weights(&self) -> Option<f64> {
         let decode = matches!(self.work, Work::Decode { .. });
         Some(self.weight_seconds? / self.seconds?).filter(|_| decode)
     }
 
-    /// The part of the floor's speed that was reached.
+    /// The speed relative to the floor's.
     #[must_use]
     pub fn of_floor(&self) -> Option<f64> {
         Some(self.floor_seconds? / self.seconds?)
@@ -128,21 +128,21 @@ fn variant(config: &ModelConfig) -> &'static str {
     }
 }
 
-/// What is told on the way.
+/// Progress.
 #[derive(Clone, Copy, Debug)]
 pub enum Tell<'a> {
-    /// A model of so many bytes is about to be made.
+    /// A model of this number of bytes is about to be generated.
     Making(u64),
-    /// So many of them are.
+    /// This number of its bytes is generated.
     Made(u64),
     /// A measurement begins.
     Measuring(&'a str),
 }
 
-/// Measures one thing.
+/// Measures one row.
 ///
 /// # Errors
-/// Too little memory even for one layer, a backend that makes no random numbers, or logits that are not finite.
+/// Too little memory for one layer, a backend that cannot generate random numbers, or logits that are not finite.
 pub fn measure(
     make: Make<'_>,
     config: &ModelConfig,
@@ -161,7 +161,7 @@ pub fn measure(
     };
     let whole = match how {
         How::Whole => match run(backend, config, work, options, tell) {
-            // What a device does not tell it shows.
+            // A device that does not report its memory size may run out.
             Err(Error::Backend(BackendError::OutOfMemory { .. })) => None,
             came => Some(came?),
         },
@@ -181,7 +181,7 @@ pub fn measure(
     Ok(row(config, work, how, measured, rates.as_ref(), cache))
 }
 
-/// Whether all layers fit a device of so much memory; one that does not tell how much it has is tried.
+/// Whether all layers fit into `memory` bytes; true if the device does not report its memory.
 #[must_use]
 pub fn fits(
     config: &ModelConfig,
@@ -205,7 +205,7 @@ pub fn fits(
     memory.is_none_or(|bytes| needed <= bytes as f64 * USABLE)
 }
 
-/// Tokens of a sequence, and sequences.
+/// Tokens per sequence, and the number of sequences.
 fn held(work: &Work) -> (usize, usize) {
     match *work {
         Work::Decode { context, batch } => (context.max(1), batch),
@@ -220,7 +220,7 @@ fn step_tokens(work: &Work, options: &Options) -> usize {
     }
 }
 
-/// What a run came to.
+/// The result of a run.
 struct Measured {
     seconds: Option<f64>,
     busy: Option<f64>,
@@ -228,7 +228,7 @@ struct Measured {
     operations: Vec<(String, f64)>,
 }
 
-/// The embedding and the head alone, and each kind of layer alone, less those.
+/// The embedding and the head alone, plus each kind of layer alone minus those, times its number of layers.
 fn by_layer(
     make: Make<'_>,
     config: &ModelConfig,
@@ -272,7 +272,7 @@ fn by_layer(
     Ok(sum)
 }
 
-/// Makes a model and runs it.
+/// Generates a model and runs it.
 fn run(
     backend: Box<dyn Backend>,
     config: &ModelConfig,
@@ -309,57 +309,73 @@ fn run(
         probe_hidden: false,
     };
     let mut step = model.step(capacity, step_options)?;
-    let measured = match *work {
+    match *work {
         Work::Decode { context, batch } => {
             let batch = decode(config, context.max(1), batch);
-            finite(&step.submit(&batch)?.wait()?)?;
-            let mut measured = Measured {
-                seconds: None,
-                busy: None,
-                segments: [1, 1],
-                operations: Vec::new(),
-            };
-            if let Some(effort) = options.effort {
-                measured.seconds = Some(awaited(&mut *step, &batch, effort)?);
-                measured.busy = Some(queued(&mut *step, &batch, effort)?);
-                measured.operations = operations(&mut *step, &batch, effort)?;
-                // States have been decayed and written to by then.
-                finite(&step.submit(&batch)?.wait()?)?;
-            }
-            measured
+            run_decode(&mut *step, &batch, options.effort)
         }
-        Work::Prefill { tokens } => {
-            let places = places(tokens, options.prefill_chunk);
-            let chosen = sample(places.len());
-            let mut times = Vec::new();
-            for &number in &chosen {
-                let (position, length) = places[number];
-                let batch = prompt(config, position, length);
-                finite(&step.submit(&batch)?.wait()?)?;
-                if options.effort.is_some() {
-                    // Long segments are steady: the run before has compiled and loaded everything.
-                    let start = Instant::now();
-                    step.submit(&batch)?.wait()?;
-                    times.push((number, start.elapsed().as_secs_f64()));
-                }
-            }
-            let operations = match (options.effort, chosen.last()) {
-                (Some(_), Some(&last)) => {
-                    let (position, length) = places[last];
-                    let batch = prompt(config, position, length);
-                    operations(&mut *step, &batch, Effort::least())?
-                }
-                _ => Vec::new(),
-            };
-            Measured {
-                seconds: options.effort.map(|_| between(&times)),
-                busy: None,
-                segments: [chosen.len(), places.len()],
-                operations,
-            }
-        }
+        Work::Prefill { tokens } => run_prefill(&mut *step, config, tokens, options),
+    }
+}
+
+/// Runs one decode step.
+fn run_decode(
+    step: &mut dyn Step,
+    batch: &Batch,
+    effort: Option<Effort>,
+) -> Result<Measured, Error> {
+    finite(&step.submit(batch)?.wait()?)?;
+    let mut measured = Measured {
+        seconds: None,
+        busy: None,
+        segments: [1, 1],
+        operations: Vec::new(),
     };
+    if let Some(effort) = effort {
+        measured.seconds = Some(awaited(step, batch, effort)?);
+        measured.busy = Some(queued(step, batch, effort)?);
+        measured.operations = operations(step, batch, effort)?;
+        // The states have been decayed and written many times by now.
+        finite(&step.submit(batch)?.wait()?)?;
+    }
     Ok(measured)
+}
+
+/// Runs the sampled segments of a prompt.
+fn run_prefill(
+    step: &mut dyn Step,
+    config: &ModelConfig,
+    tokens: usize,
+    options: &Options,
+) -> Result<Measured, Error> {
+    let places = places(tokens, options.prefill_chunk);
+    let chosen = sample(places.len());
+    let mut times = Vec::new();
+    for &number in &chosen {
+        let (position, length) = places[number];
+        let batch = prompt(config, position, length);
+        finite(&step.submit(&batch)?.wait()?)?;
+        if options.effort.is_some() {
+            // One run is enough for a long segment: the run before has compiled and loaded everything.
+            let start = Instant::now();
+            step.submit(&batch)?.wait()?;
+            times.push((number, start.elapsed().as_secs_f64()));
+        }
+    }
+    let operations = match (options.effort, chosen.last()) {
+        (Some(_), Some(&last)) => {
+            let (position, length) = places[last];
+            let batch = prompt(config, position, length);
+            operations(step, &batch, Effort::least())?
+        }
+        _ => Vec::new(),
+    };
+    Ok(Measured {
+        seconds: options.effort.map(|_| between(&times)),
+        busy: None,
+        segments: [chosen.len(), places.len()],
+        operations,
+    })
 }
 
 fn name(config: &ModelConfig, work: &Work) -> String {
@@ -375,18 +391,18 @@ fn name(config: &ModelConfig, work: &Work) -> String {
     }
 }
 
-/// A measurement of numbers that are none is not one.
+/// A time of NaN logits is not a measurement.
 fn finite(output: &crate::backend::StepOutput) -> Result<(), Error> {
     if !output.choices.is_empty() && output.choices.iter().all(|choice| choice.finite) {
         return Ok(());
     }
     Err(Error::Engine(EngineError::NonFinite {
         place: "the logits of random weights".to_owned(),
-        blame: "so that a time would mean nothing".to_owned(),
+        blame: "so a time would be meaningless".to_owned(),
     }))
 }
 
-/// One token of each sequence, at the end of its context.
+/// One token per sequence, at the end of its context.
 fn decode(config: &ModelConfig, context: usize, sequences: usize) -> Batch {
     let token = |i: usize| ((i * 7919 + 1) % config.vocab_size) as u32;
     Batch {
@@ -400,7 +416,7 @@ fn decode(config: &ModelConfig, context: usize, sequences: usize) -> Batch {
     }
 }
 
-/// A segment of a prompt; its last token's logits are wanted.
+/// A segment of a prompt, with the logits of its last token.
 fn prompt(config: &ModelConfig, position: usize, length: usize) -> Batch {
     let token = |i: usize| ((i * 7919 + 1) % config.vocab_size) as u32;
     let blocks = table(0, position + length, BLOCK_TOKENS);
@@ -422,7 +438,7 @@ fn places(tokens: usize, segment: usize) -> Vec<(usize, usize)> {
         .collect()
 }
 
-/// Which of so many segments run: all, or some at equal distances, the first and the last among them.
+/// Which of `count` segments run: all, or equally spaced ones that include the first and the last.
 fn sample(count: usize) -> Vec<usize> {
     if count <= SAMPLED {
         return (0..count).collect();
@@ -432,8 +448,8 @@ fn sample(count: usize) -> Vec<usize> {
         .collect()
 }
 
-/// The sum over all segments, of which some were measured: between two of those a segment takes what lies on the line between
-/// them, which is what attention over a growing context costs.
+/// The sum over all segments, of which some were measured. The times of the others are interpolated linearly, because the cost
+/// of attention grows linearly with the context.
 fn between(times: &[(usize, f64)]) -> f64 {
     let first = times.first().map_or(0.0, |(_, seconds)| *seconds);
     let gaps = times.windows(2).map(|pair| {

@@ -1,4 +1,4 @@
-//! Tokens per second of a loaded model, as llama-bench measures them: prompts (`pp512`) and tokens one after another (`tg128`), each
+//! Tokens per second of a loaded model, as llama-bench measures them: prompts (`pp512`) and generation (`tg128`), each
 //! from an empty context or at a depth.
 
 use std::time::Instant;
@@ -12,17 +12,17 @@ use crate::backend::{Batch, Capacity, OutputRow, Result, Slot, Step};
 use crate::config::Dtype;
 use crate::model::{Limits, Model, StepOptions};
 
-/// Tokens a block of latents.
+/// Tokens per block of latents.
 const BLOCK_TOKENS: usize = 16;
 
-/// What is timed.
+/// What to time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Test {
-    /// Tokens of a prompt; 0 where tokens are generated.
+    /// Tokens of the prompt; 0 for generation.
     pub prompt: usize,
-    /// Tokens generated one after another; 0 where a prompt is read.
+    /// Generated tokens; 0 for a prompt.
     pub generate: usize,
-    /// Tokens that are there before.
+    /// Tokens in the context before.
     pub depth: usize,
 }
 
@@ -37,7 +37,7 @@ pub struct Throughput {
 }
 
 impl Test {
-    /// Tests in the order of llama-bench: for each depth the prompts, then the generations; sizes of 0 are left out.
+    /// Tests in llama-bench's order: for each depth the prompts, then the generations. Sizes of 0 are skipped.
     #[must_use]
     pub fn all(prompts: &[usize], generations: &[usize], depths: &[usize]) -> Vec<Self> {
         let at = |depth| {
@@ -57,7 +57,7 @@ impl Test {
         tests.filter(|test| test.tokens() > 0).collect()
     }
 
-    /// Tokens that are timed.
+    /// The number of timed tokens.
     #[must_use]
     pub fn tokens(&self) -> usize {
         self.prompt + self.generate
@@ -92,7 +92,7 @@ impl Throughput {
         super::median(self.samples.clone())
     }
 
-    /// The standard deviation of the repetitions about their mean (n - 1), in tokens per second; 0 of a single one.
+    /// The standard deviation of the repetitions (n - 1), in tokens per second; 0 for a single one.
     #[must_use]
     pub fn deviation(&self) -> f64 {
         let count = self.samples.len() as f64;
@@ -105,7 +105,7 @@ impl Throughput {
     }
 }
 
-/// What a model needs for these tests, with at most `chunk` tokens of a prompt in a step.
+/// The model's limits for these tests, with at most `chunk` tokens of a prompt in a step.
 #[must_use]
 pub fn limits(tests: &[Test], chunk: usize, cache: Dtype) -> Limits {
     let longest = Test::longest(tests);
@@ -118,7 +118,7 @@ pub fn limits(tests: &[Test], chunk: usize, cache: Dtype) -> Limits {
             blocks,
             checkpoints: 0,
         },
-        // The state at the depth, and the one that goes on from it.
+        // The state at the depth, and the one that continues from it.
         slots: 2,
         blocks,
         block_tokens: BLOCK_TOKENS,
@@ -126,10 +126,10 @@ pub fn limits(tests: &[Test], chunk: usize, cache: Dtype) -> Limits {
     }
 }
 
-/// Runs one test `repetitions` times after one that is not counted. The model was loaded with [`limits`] of it.
+/// Runs one test `repetitions` times, after a run that is not counted. The model was loaded with the [`limits`] of the test.
 ///
 /// # Errors
-/// Whatever keeps a step from running.
+/// Those of a step.
 pub fn measure(model: &mut Model, test: Test, repetitions: usize) -> Result<Throughput> {
     let capacity = model.limits().step;
     let options = StepOptions {
@@ -147,7 +147,7 @@ pub fn measure(model: &mut Model, test: Test, repetitions: usize) -> Result<Thro
     let blocks = table(0, Test::longest(&[test]), BLOCK_TOKENS);
     let (before, timed) = (tokens(test.depth), tokens(test.tokens()));
     let mut step = model.step(capacity, options)?;
-    // From the state in slot 0, which stays as it is for every repetition, to `to`.
+    // From the state in slot 0, which is kept for every repetition, to `to`.
     let run = |step: &mut dyn Step, tokens: &[u32], chunk: usize, first: usize, to: usize| {
         for (i, tokens) in tokens.chunks(chunk).enumerate() {
             let position = first + i * chunk;
