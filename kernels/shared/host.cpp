@@ -133,6 +133,8 @@ struct Machine {
     std::vector<Copy> copies[MOST_THREADS];
     int groups[MOST_THREADS];
     void* scheduler;
+    u32 lane_order[32];
+    u32 turn;  // the running lane's index in `lane_order`
 
     u8* shared = nullptr;  // ends at a guard page
     u8* statics = nullptr;
@@ -209,7 +211,28 @@ static void arrange(u32* places, u32 count) {
     for (u32 i = count; i > 1; i--) std::swap(places[i - 1], places[next(own->seed) % i]);
 }
 
-static void yield() { machine_switch(&running->stack_pointer, own->scheduler); }
+// The next lane of a warp in this round that can run, from index `turn` of the order on; null at the end of the round.
+static Fiber* next_lane(Fiber* warp, u32 turn) {
+    for (; turn < 32; turn++) {
+        Fiber& fiber = warp[own->lane_order[turn]];
+        if (fiber.ended || fiber.waits != nullptr) continue;
+        own->turn = turn;
+        return &fiber;
+    }
+    return nullptr;
+}
+
+// Switches to the warp's next lane of this round, or to the scheduler.
+static void yield() {
+    Fiber* self = running;
+    Fiber* next = next_lane(&own->fibers[self->warp * 32], own->turn + 1);
+    if (next == nullptr) {
+        machine_switch(&self->stack_pointer, own->scheduler);
+    } else {
+        running = next;
+        machine_switch(&self->stack_pointer, next->stack_pointer);
+    }
+}
 
 static void first_step() {
     own->entry->call(own->arguments);
@@ -224,7 +247,7 @@ bool meet(const char* what, u32 mask, const void* in, void* out, Meeting** meeti
     if (m.arrived == 0) {
         m.what = what;
         m.mask = mask;
-    } else if (m.mask != mask || strcmp(m.what, what) != 0) {
+    } else if (m.mask != mask || (m.what != what && strcmp(m.what, what) != 0)) {
         fail("lanes of a warp wait at different instructions");
     }
     m.in[lane] = in;
@@ -516,20 +539,15 @@ static void run_block(u32 threads) {
     for (u32 warp = 0; warp < warps; warp++) {
         for (Meeting& meeting : m.meetings[warp]) meeting.arrived = 0;
     }
-    u32 warp_order[32], lane_order[32];
+    u32 warp_order[32];
     for (;;) {
         arrange(warp_order, warps);
-        arrange(lane_order, 32);
+        arrange(m.lane_order, 32);
         for (u32 w = 0; w < warps; w++) {
-            for (bool more = true; more;) {
-                more = false;
-                for (u32 l = 0; l < 32; l++) {
-                    Fiber& fiber = m.fibers[warp_order[w] * 32 + lane_order[l]];
-                    if (fiber.ended || fiber.waits != nullptr) continue;
-                    running = &fiber;
-                    machine_switch(&m.scheduler, fiber.stack_pointer);
-                    more = true;
-                }
+            // Each round visits every lane that can run; the lanes switch to each other.
+            while (Fiber* first = next_lane(&m.fibers[warp_order[w] * 32], 0)) {
+                running = first;
+                machine_switch(&m.scheduler, first->stack_pointer);
             }
         }
         if (release(threads)) continue;
