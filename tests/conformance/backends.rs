@@ -1,6 +1,6 @@
 //! The backends of this machine. Add another one in [`all`].
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kimi_linear::backend::Backend;
 use kimi_linear::backend::cpu::CpuBackend;
@@ -9,11 +9,12 @@ use kimi_linear::conformance::report::SHARED;
 /// Creates a backend.
 pub(crate) type Make = fn() -> Box<dyn Backend>;
 
-/// A backend under test, created when it is first used.
+/// A backend under test.
 pub(crate) struct Bench {
     pub(crate) name: &'static str,
     pub(crate) make: Make,
-    backend: Mutex<Option<(Box<dyn Backend>, usize)>>,
+    /// Backends that no trial is using, with the number of trials that each has run.
+    idle: Mutex<Vec<(Box<dyn Backend>, usize)>>,
 }
 
 impl Bench {
@@ -21,21 +22,24 @@ impl Bench {
         Self {
             name,
             make,
-            backend: Mutex::default(),
+            idle: Mutex::default(),
         }
     }
 
-    /// Passes the backend to a function; trials on one backend run one at a time.
+    /// Passes a backend to a function: an idle one, or a new one. Each thread of trials thus has its own.
     pub(crate) fn with<R>(&self, run: impl FnOnce(&mut dyn Backend) -> R) -> R {
-        // A trial that panicked leaves no state that the next one uses.
-        let mut shared = self.backend.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut backend, used) = match shared.take() {
-            Some((backend, used)) if used < SHARED => (backend, used),
-            _ => ((self.make)(), 0),
-        };
+        let idle = self.idle().pop();
+        let (mut backend, used) = idle.unwrap_or_else(|| ((self.make)(), 0));
+        // A trial that panics drops its backend.
         let result = run(&mut *backend);
-        *shared = Some((backend, used + 1));
+        if used + 1 < SHARED {
+            self.idle().push((backend, used + 1));
+        }
         result
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<(Box<dyn Backend>, usize)>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
