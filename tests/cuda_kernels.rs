@@ -1,8 +1,9 @@
 //! Every CUDA kernel compiles without a GPU: with NVRTC to PTX, as at run time, then with ptxas to machine code (cubin) for
 //! sm_90a. The resources of each are in `docs/kernels.md`, and no kernel may spill registers.
 //!
-//! `make install-cuda-compiler` downloads NVRTC and ptxas; `KIMI_BLESS=1` writes the table again. PTX and cubins are kept in
-//! `target/cuda/kernels`, with the names that the program looks for; `make kernels` runs this test.
+//! `make install-cuda-compiler` downloads NVRTC and ptxas; `KIMI_BLESS=1` writes the table again. PTX, cubins and ptxas's
+//! output are kept in `target/cuda/kernels`, with the names that the program looks for, which depend on the source; a file
+//! whose source has not changed is not compiled again. `make kernels` runs this test.
 #![cfg(all(feature = "cuda", target_os = "linux"))]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -10,8 +11,9 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use kimi_linear::backend::cuda::driver::compile::{architecture, ptx};
+use kimi_linear::backend::cuda::driver::compile::{architecture, name, ptx};
 use kimi_linear::backend::cuda::kernels::{KERNELS, entries};
+use rayon::prelude::*;
 
 /// The H200's.
 const CAPABILITY: (i32, i32) = (9, 0);
@@ -49,18 +51,32 @@ fn number(line: &str, unit: &str) -> u32 {
     digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
 }
 
-fn assembled(file: &'static str, code: &Path) -> Vec<Entry> {
+/// Compiles and assembles a file, unless that has been done; returns what ptxas printed.
+fn assemble(file: &str, text: &str, code: &Path) -> String {
+    let (cubin, printed) = (code.with_extension("cubin"), code.with_extension("ptxas"));
+    if cubin.exists()
+        && let Ok(text) = std::fs::read_to_string(&printed)
+    {
+        return text;
+    }
+    let compiled = ptx(file, text, CAPABILITY).unwrap_or_else(|error| panic!("{error}"));
+    std::fs::write(code, compiled).unwrap();
     let output = Command::new(tools().join("bin/ptxas"))
         .arg(format!("-arch=sm_{}", architecture(CAPABILITY)))
         .args(["-v", "-o"])
-        .arg(code.with_extension("cubin"))
-        .arg(code)
+        .args([&cubin, code])
         .output()
         .unwrap();
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{file}: {told}");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{file}: {text}");
+    std::fs::write(&printed, &text).unwrap();
+    text
+}
+
+/// The resources that ptxas printed for a file.
+fn resources(file: &'static str, printed: &str) -> Vec<Entry> {
     let mut found: Vec<Entry> = Vec::new();
-    for line in told.lines() {
+    for line in printed.lines() {
         if let Some(rest) = line.split("Compiling entry function '").nth(1) {
             found.push(Entry {
                 file,
@@ -92,19 +108,28 @@ fn assembled(file: &'static str, code: &Path) -> Vec<Entry> {
 
 fn compiled() -> Vec<Entry> {
     let folder = root().join("target/cuda/kernels");
-    // Results of other sources are removed.
-    if folder.exists() {
-        std::fs::remove_dir_all(&folder).unwrap();
-    }
     std::fs::create_dir_all(&folder).unwrap();
-    let mut all = Vec::new();
-    for (file, text) in KERNELS.iter().copied() {
-        let (name, code) = ptx(file, text, CAPABILITY).unwrap_or_else(|error| panic!("{error}"));
-        let path = folder.join(name).with_extension("ptx");
-        std::fs::write(&path, code).unwrap();
-        all.extend(assembled(file, &path));
+    let names: Vec<String> = KERNELS
+        .iter()
+        .map(|(_, text)| name(text, CAPABILITY))
+        .collect();
+    // Results of other sources are removed.
+    for entry in std::fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        let stem = path
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .unwrap_or("");
+        if !names.iter().any(|name| name == stem) {
+            std::fs::remove_file(&path).unwrap();
+        }
     }
-    all
+    let files: Vec<_> = KERNELS.iter().zip(&names).collect();
+    let resources = files.into_par_iter().map(|((file, text), name)| {
+        let code = folder.join(name).with_extension("ptx");
+        resources(file, &assemble(file, text, &code))
+    });
+    resources.flatten_iter().collect()
 }
 
 fn table(entries: &[Entry]) -> String {

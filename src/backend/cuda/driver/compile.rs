@@ -41,15 +41,20 @@ pub(super) fn key(source: &str, options: &[String], driver: Option<i32>) -> Stri
     format!("{:032x}", xxh3_128(text.as_bytes()))
 }
 
-/// PTX of a file of [`kernels::KERNELS`] for devices of this compute capability, and its name, without the ending, in a
-/// folder of compiled kernels. Requires NVRTC, but neither a GPU nor its driver.
+/// The name, without the ending, of a file of [`kernels::KERNELS`] in a folder of kernels compiled for devices of this compute
+/// capability. It depends on the text and on NVRTC's options.
+#[must_use]
+pub fn name(text: &str, capability: (i32, i32)) -> String {
+    key(&kernels::written_out(text), &options(capability), None)
+}
+
+/// PTX of a file of [`kernels::KERNELS`] for devices of this compute capability. Requires NVRTC, but neither a GPU nor its
+/// driver.
 ///
 /// # Errors
 /// No NVRTC, or a file that does not compile, with the compiler's message.
-pub fn ptx(file: &str, text: &str, capability: (i32, i32)) -> Result<(String, Vec<u8>)> {
-    let (source, options) = (kernels::written_out(text), options(capability));
-    let code = compile(file, &source, &options)?;
-    Ok((key(&source, &options, None), code))
+pub fn ptx(file: &str, text: &str, capability: (i32, i32)) -> Result<Vec<u8>> {
+    compile(file, &kernels::written_out(text), &options(capability))
 }
 
 /// NVRTC's version, such as `13.0`; `None` if it is not found.
