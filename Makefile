@@ -134,11 +134,12 @@ test: install-rust-components install-xvfb install-browser install-cuda-compiler
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --locked --workspace --no-deps --document-private-items
 
 # The properties that `make test` tries 200,000 times (frames 500,000), with so many cases of each and from each of two seeds; then those
-# of the server, with cases of their own number. A seed of a failure is kept in tests/proptest-regressions.
+# of the server, with cases of their own number: about twenty minutes each on one thread beside builds (docs/testing.md). A seed of a failure is
+# kept in tests/proptest-regressions.
 FUZZ_CASES := 40000000
-FUZZ_BODIES := 36000
-FUZZ_SCHEMAS := 24000
-FUZZ_TEMPLATES := 400000
+FUZZ_BODIES := 100000
+FUZZ_SCHEMAS := 6000
+FUZZ_TEMPLATES := 250000
 
 fuzz: install-rust-components
 	KIMI_LINEAR_FUZZ_CASES=$(FUZZ_CASES) $(CARGO) test $(PROFILE) --locked --lib -- --nocapture \

@@ -3,6 +3,7 @@
 mod config_file;
 mod flags;
 mod kv_transfer;
+mod memory;
 mod sampling;
 mod tls;
 mod vllm;
@@ -75,6 +76,7 @@ impl Arguments {
         Ok(ServerOptions {
             seed: self.engine.seed,
             prefix_caching: self.caching.prefix_caching(),
+            on_idle: Some(memory::trim),
             log_requests: self.logs.enable_log_requests,
             log_content: self.logs.log_content,
             reasoning_parser: self.vllm.reasoning_parser,
@@ -85,6 +87,7 @@ impl Arguments {
 }
 
 pub(crate) fn run(mut arguments: Arguments) -> Result<()> {
+    memory::share_arena();
     arguments.vllm.check()?;
     if let Some(path) = arguments.model_path.take() {
         arguments.model = arguments.model.of(path);

@@ -95,7 +95,8 @@ impl OutputProcessor {
         self
     }
 
-    /// Control tokens whose names are in the text even where the others are left out of it.
+    /// Control tokens whose names are in the text even where the others are left out of it, until the last of these names or
+    /// a tool call has come.
     #[must_use]
     pub fn show(mut self, names: &'static [&'static str]) -> Self {
         self.fresh.shown = names;
@@ -183,7 +184,7 @@ struct AnswerText {
     decoder: StreamDecoder<Arc<Tokenizer>>,
     stops: StopStrings,
     skip_special: bool,
-    /// Control tokens that are shown even so.
+    /// Control tokens that are still shown even so.
     shown: &'static [&'static str],
     parser: Option<ToolCallParser>,
     /// Tokens that were taken.
@@ -206,6 +207,10 @@ impl AnswerText {
         let is_shown = |name: &str| self.shown.contains(&name);
         if self.skip_special && !marks && !token.special.as_deref().is_some_and(is_shown) {
             token.special = None;
+        }
+        let is_last = |name: &str| self.shown.last() == Some(&name);
+        if marks || token.special.as_deref().is_some_and(is_last) {
+            self.shown = &[];
         }
         Ok(match &mut self.parser {
             Some(parser) => parser.push(&token),

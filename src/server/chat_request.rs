@@ -118,7 +118,7 @@ impl Prepared {
         let parameters = &self.asked.parameters;
         let processor = parameters.processor(&call.service)?;
         let mut processor = processor.tool_calls(self.asked.form.calls());
-        if self.reasoning.is_some() {
+        if self.reasoning.as_ref().is_some_and(Reasoning::may_come) {
             processor = processor.show(&reasoning::MARKERS);
         }
         let reader = Reader {

@@ -130,8 +130,9 @@ impl Format {
             Self::Json(schema) => json_rule(schema),
             Self::Regex(regex) => delimited(regex),
             Self::Choice(texts) => {
+                // One terminal: the parser follows at most two thousand rules at a time.
                 let texts: Vec<String> = texts.iter().map(|text| literal(text)).collect();
-                texts.join(" | ")
+                format!("CHOICE\nCHOICE: {}", texts.join(" | "))
             }
         };
         Some(format!("answer: {body}\n"))

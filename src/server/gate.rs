@@ -1,6 +1,7 @@
 //! Counts the requests that are being answered, and closes behind the last: a shutdown finishes or refuses, it never cuts.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::watch;
 
@@ -13,6 +14,8 @@ pub(super) struct Gate {
     closed: watch::Sender<bool>,
     /// Whether connections are to end, whatever is on its way over them.
     over: watch::Sender<bool>,
+    /// Number of connections and requests so far.
+    seen: AtomicU64,
 }
 
 /// A request that is being answered, until it is dropped.
@@ -31,11 +34,13 @@ impl Gate {
             inside: watch::Sender::new(0),
             closed: watch::Sender::new(false),
             over: watch::Sender::new(false),
+            seen: AtomicU64::new(0),
         })
     }
 
     /// Lets a request in, unless it is closed.
     pub(super) fn enter(self: &Arc<Self>) -> Result<Inside> {
+        self.see();
         // Counted first: whoever closes it and then waits sees everyone who was let in.
         self.inside.send_modify(|inside| *inside += 1);
         let inside = Inside(Arc::clone(self));
@@ -43,6 +48,16 @@ impl Gate {
             return Err(ApiError::unavailable("the server is shutting down"));
         }
         Ok(inside)
+    }
+
+    /// Counts a connection or a request.
+    pub(super) fn see(&self) {
+        self.seen.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Number of connections and requests so far.
+    pub(super) fn seen(&self) -> u64 {
+        self.seen.load(Ordering::Relaxed)
     }
 
     /// How many are inside.

@@ -68,7 +68,7 @@ impl Grammars {
         };
         let matcher = Matcher::new(factory.create_parser(TopLevelGrammar::from_lark(lark)));
         Ok(match matcher.get_error() {
-            Some(error) => Err(first_line(&error)),
+            Some(error) => Err(reason(&error)),
             None => Ok(Arc::new(Compiled(Mutex::new(matcher)))),
         })
     }
@@ -83,16 +83,23 @@ impl Grammars {
             }
             let grammar = TopLevelGrammar::from_json_schema(schema.clone());
             let matcher = Matcher::new(factory.create_parser(grammar));
-            matcher.get_error().map(|error| first_line(&error))
+            matcher.get_error().map(|error| reason(&error))
         };
         schema::locate(schema, &refused)
     }
 }
 
-/// What llguidance says of a grammar, without the grammar.
-fn first_line(error: &str) -> String {
-    let line = error.lines().find(|line| !line.trim().is_empty());
-    shorten(line.unwrap_or_default().trim())
+/// What llguidance says of a grammar, without the grammar: the first line and, of a regular expression, what is wrong with it.
+fn reason(error: &str) -> String {
+    if error.starts_with("NoExtensionBias") {
+        return "no token can follow".to_owned();
+    }
+    let mut lines = error.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or_default();
+    match lines.find_map(|line| line.strip_prefix("error: ")) {
+        Some(what) => shorten(&format!("{first} {what}")),
+        None => shorten(first),
+    }
 }
 
 /// A token as llguidance knows it: control tokens are marked by a byte that is in no text.
@@ -136,14 +143,15 @@ struct Following(Matcher);
 
 impl Guide for Following {
     fn allowed(&mut self) -> std::result::Result<Vec<u32>, String> {
-        let bits = self.0.compute_mask().map_err(|error| error.to_string())?;
+        let bits = self.0.compute_mask();
+        let bits = bits.map_err(|error| reason(&error.to_string()))?;
         Ok(bits.as_slice().to_vec())
     }
 
     fn take(&mut self, token: u32) -> std::result::Result<bool, String> {
         self.0
             .consume_token(token)
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| reason(&error.to_string()))?;
         Ok(self.0.is_stopped())
     }
 }

@@ -25,7 +25,7 @@ use super::socket::Socket;
 use crate::error::TokenizerError;
 use crate::llm::Llm;
 
-/// How often measurements are put in order, whether or not anybody reads them.
+/// How often measurements are put in order, whether or not anybody reads them, and it is looked whether the server is idle.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// How long no connection is taken after one could not be: there are too many files open.
@@ -152,7 +152,7 @@ impl Server {
                     watcher: connections.watcher(),
                 };
                 match self.listener.accept(connection).await {
-                    Ok(()) => {}
+                    Ok(()) => self.shared.gate.see(),
                     Err(error) => {
                         tracing::warn!("a connection could not be taken: {error}");
                         tokio::time::sleep(PAUSE).await;
@@ -161,9 +161,15 @@ impl Server {
             }
         };
         let upkeep = async {
+            let (gate, mut seen) = (&self.shared.gate, 0);
             loop {
                 tokio::time::sleep(UPKEEP).await;
                 self.shared.metrics.upkeep();
+                let idle = gate.count() == 0 && seen != gate.seen();
+                if let Some(on_idle) = self.shared.options.on_idle.filter(|_| idle) {
+                    seen = gate.seen();
+                    on_idle();
+                }
             }
         };
         let end = async {

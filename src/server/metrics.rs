@@ -32,6 +32,15 @@ pub(super) struct Metrics {
     handle: PrometheusHandle,
     /// Set once the server takes part in cache transfers.
     transfers: OnceLock<KvMetrics>,
+    pools: Pools,
+    counts: Counts,
+    times: Times,
+    /// Recent queueing time of requests, in microseconds.
+    wait_micros: AtomicU64,
+}
+
+/// What the engine holds and has evicted, from its status.
+struct Pools {
     running: Gauge,
     waiting: Gauge,
     cache_usage: Gauge,
@@ -41,6 +50,10 @@ pub(super) struct Metrics {
     host_bytes: Gauge,
     preemptions: Counter,
     evictions: Counter,
+}
+
+/// Numbers of tokens, answers and refusals.
+struct Counts {
     queries: Counter,
     hits: Counter,
     prompt_tokens: Counter,
@@ -48,14 +61,16 @@ pub(super) struct Metrics {
     finished: [Counter; 4],
     refused: [Counter; 3],
     schema_violations: Counter,
+}
+
+/// Latencies in seconds, and sizes in tokens.
+struct Times {
     first_token: Histogram,
     inter_token: Histogram,
     whole: Histogram,
     queued: Histogram,
     prompt_sizes: Histogram,
     answer_sizes: Histogram,
-    /// Recent queueing time of requests, in microseconds.
-    wait_micros: AtomicU64,
 }
 
 /// Why a request was refused.
@@ -118,21 +133,59 @@ impl Maker {
     }
 }
 
-impl Metrics {
-    /// All series at zero.
-    pub(super) fn new(model: &str) -> Self {
-        // Buckets are never empty, which is the only possible error.
-        let builder = PrometheusBuilder::new();
-        let builder = builder
-            .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
-            .and_then(|builder| {
-                builder.set_buckets_for_metric(Matcher::Suffix("_tokens".to_owned()), &TOKENS)
-            })
-            .unwrap_or_else(|_| PrometheusBuilder::new());
-        let make = Maker {
-            recorder: builder.build_recorder(),
-            model: model.to_owned(),
+impl Pools {
+    fn new(make: &Maker) -> Self {
+        let gauge = |name, what| make.gauge(name, what, None);
+        let checkpoints = |place| {
+            let what = "Checkpoints of KDA states that prompts can go on from, by where they are.";
+            make.gauge("kimi_linear:checkpoints", what, Some(("place", place)))
         };
+        Self {
+            running: gauge("vllm:num_requests_running", "Answers that run."),
+            waiting: gauge("vllm:num_requests_waiting", "Answers that wait."),
+            cache_usage: gauge(
+                "vllm:kv_cache_usage_perc",
+                "The part of the latent blocks that answers under way hold; 1 is all.",
+            ),
+            slots: gauge(
+                "kimi_linear:state_slots_used",
+                "State slots that answers under way hold.",
+            ),
+            all_slots: gauge("kimi_linear:state_slots", "State slots there are."),
+            checkpoints: ["device", "host"].map(checkpoints),
+            host_bytes: gauge(
+                "kimi_linear:host_cache_bytes",
+                "Bytes of host memory that hold states and latents.",
+            ),
+            preemptions: make.counter("vllm:num_preemptions_total", "Number of preemptions.", None),
+            evictions: make.counter(
+                "kimi_linear:evictions_total",
+                "States and blocks that had to leave the device, or the cache.",
+                None,
+            ),
+        }
+    }
+
+    fn set(&self, status: &Status) {
+        let pools = &status.occupancy;
+        let part = |used: usize, all: usize| used as f64 / all.max(1) as f64;
+        self.running.set(status.running as f64);
+        self.waiting.set(status.waiting as f64);
+        self.cache_usage
+            .set(part(pools.blocks - pools.idle_blocks, pools.all_blocks));
+        self.slots.set((pools.slots - pools.idle_slots) as f64);
+        self.all_slots.set(pools.all_slots as f64);
+        self.checkpoints[0].set(pools.device_checkpoints as f64);
+        self.checkpoints[1].set(pools.host_checkpoints as f64);
+        self.host_bytes.set(pools.host_bytes as f64);
+        self.preemptions.absolute(status.preemptions);
+        self.evictions.absolute(pools.evictions);
+    }
+}
+
+impl Counts {
+    fn new(make: &Maker) -> Self {
+        let counter = |name, what| make.counter(name, what, None);
         let finished = |reason| {
             let what = "Answers that are complete, by why they ended.";
             make.counter(
@@ -149,74 +202,33 @@ impl Metrics {
                 Some(("reason", reason)),
             )
         };
-        let checkpoints = |place| {
-            let what = "Checkpoints of KDA states that prompts can go on from, by where they are.";
-            make.gauge("kimi_linear:checkpoints", what, Some(("place", place)))
-        };
         Self {
-            transfers: OnceLock::new(),
-            handle: make.recorder.handle(),
-            running: make.gauge("vllm:num_requests_running", "Answers that run.", None),
-            waiting: make.gauge("vllm:num_requests_waiting", "Answers that wait.", None),
-            cache_usage: make.gauge(
-                "vllm:kv_cache_usage_perc",
-                "The part of the latent blocks that answers under way hold; 1 is all.",
-                None,
-            ),
-            slots: make.gauge(
-                "kimi_linear:state_slots_used",
-                "State slots that answers under way hold.",
-                None,
-            ),
-            all_slots: make.gauge("kimi_linear:state_slots", "State slots there are.", None),
-            checkpoints: [checkpoints("device"), checkpoints("host")],
-            host_bytes: make.gauge(
-                "kimi_linear:host_cache_bytes",
-                "Bytes of host memory that hold states and latents.",
-                None,
-            ),
-            preemptions: make.counter("vllm:num_preemptions_total", "Number of preemptions.", None),
-            evictions: make.counter(
-                "kimi_linear:evictions_total",
-                "States and blocks that had to leave the device, or the cache.",
-                None,
-            ),
-            queries: make.counter(
+            queries: counter(
                 "vllm:prefix_cache_queries_total",
                 "Tokens of prompts that were looked for in the cache.",
-                None,
             ),
-            hits: make.counter(
+            hits: counter(
                 "vllm:prefix_cache_hits_total",
                 "Tokens of prompts that were in it and did not run.",
-                None,
             ),
-            prompt_tokens: make.counter(
+            prompt_tokens: counter(
                 "vllm:prompt_tokens_total",
                 "Tokens of prompts, those from the cache included.",
-                None,
             ),
-            generation_tokens: make.counter(
-                "vllm:generation_tokens_total",
-                "Tokens generated.",
-                None,
-            ),
-            finished: [
-                finished("stop"),
-                finished("length"),
-                finished("abort"),
-                finished("error"),
-            ],
-            refused: [
-                refused("invalid"),
-                refused("overloaded"),
-                refused("unavailable"),
-            ],
-            schema_violations: make.counter(
+            generation_tokens: counter("vllm:generation_tokens_total", "Tokens generated."),
+            finished: ["stop", "length", "abort", "error"].map(finished),
+            refused: ["invalid", "overloaded", "unavailable"].map(refused),
+            schema_violations: counter(
                 "kimi_linear:schema_violations_total",
                 "Complete answers that do not follow their JSON schema.",
-                None,
             ),
+        }
+    }
+}
+
+impl Times {
+    fn new(make: &Maker) -> Self {
+        Self {
             first_token: make.histogram(
                 "vllm:time_to_first_token_seconds",
                 "From a request's arrival to its first token.",
@@ -235,6 +247,31 @@ impl Metrics {
             ),
             prompt_sizes: make.histogram("vllm:request_prompt_tokens", "Tokens of a prompt."),
             answer_sizes: make.histogram("vllm:request_generation_tokens", "Tokens of an answer."),
+        }
+    }
+}
+
+impl Metrics {
+    /// All series at zero.
+    pub(super) fn new(model: &str) -> Self {
+        // Buckets are never empty, which is the only possible error.
+        let builder = PrometheusBuilder::new();
+        let builder = builder
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
+            .and_then(|builder| {
+                builder.set_buckets_for_metric(Matcher::Suffix("_tokens".to_owned()), &TOKENS)
+            })
+            .unwrap_or_else(|_| PrometheusBuilder::new());
+        let make = Maker {
+            recorder: builder.build_recorder(),
+            model: model.to_owned(),
+        };
+        Self {
+            handle: make.recorder.handle(),
+            transfers: OnceLock::new(),
+            pools: Pools::new(&make),
+            counts: Counts::new(&make),
+            times: Times::new(&make),
             wait_micros: AtomicU64::new(0),
             make,
         }
@@ -253,19 +290,7 @@ impl Metrics {
     /// The text for Prometheus; without a status, while loading, the pool metrics are unchanged.
     pub(super) fn render(&self, status: Option<Status>) -> String {
         if let Some(status) = status {
-            let pools = status.occupancy;
-            let part = |used: usize, all: usize| used as f64 / all.max(1) as f64;
-            self.running.set(status.running as f64);
-            self.waiting.set(status.waiting as f64);
-            self.cache_usage
-                .set(part(pools.blocks - pools.idle_blocks, pools.all_blocks));
-            self.slots.set((pools.slots - pools.idle_slots) as f64);
-            self.all_slots.set(pools.all_slots as f64);
-            self.checkpoints[0].set(pools.device_checkpoints as f64);
-            self.checkpoints[1].set(pools.host_checkpoints as f64);
-            self.host_bytes.set(pools.host_bytes as f64);
-            self.preemptions.absolute(status.preemptions);
-            self.evictions.absolute(pools.evictions);
+            self.pools.set(&status);
         }
         self.handle.render()
     }
@@ -276,11 +301,11 @@ impl Metrics {
     }
 
     pub(super) fn refused(&self, why: Refused) {
-        self.refused[why as usize].increment(1);
+        self.counts.refused[why as usize].increment(1);
     }
 
     pub(super) fn schema_violated(&self) {
-        self.schema_violations.increment(1);
+        self.counts.schema_violations.increment(1);
     }
 
     /// Seconds after which to retry a refused request: about as long as recent requests had to wait.
@@ -290,7 +315,7 @@ impl Metrics {
     }
 
     fn waited(&self, wait: Duration) {
-        self.queued.record(wait.as_secs_f64());
+        self.times.queued.record(wait.as_secs_f64());
         let (old, new) = (
             self.wait_micros.load(Ordering::Relaxed),
             u64::try_from(wait.as_micros()).unwrap_or(u64::MAX),
@@ -340,11 +365,14 @@ impl Watch {
                 self.placed = true;
                 let metrics = &self.metrics;
                 metrics.waited(now - self.arrived);
-                metrics.prompt_tokens.increment(self.prompt_tokens as u64);
-                metrics.prompt_sizes.record(self.prompt_tokens as f64);
+                metrics
+                    .counts
+                    .prompt_tokens
+                    .increment(self.prompt_tokens as u64);
+                metrics.times.prompt_sizes.record(self.prompt_tokens as f64);
                 if self.looks_up {
-                    metrics.queries.increment(self.prompt_tokens as u64);
-                    metrics.hits.increment(*cached as u64);
+                    metrics.counts.queries.increment(self.prompt_tokens as u64);
+                    metrics.counts.hits.increment(*cached as u64);
                 }
             }
             Event::Token { sample, .. } => {
@@ -354,21 +382,22 @@ impl Watch {
                 match last.replace(now) {
                     None => {
                         let since = now - self.arrived;
-                        self.metrics.first_token.record(since.as_secs_f64());
+                        self.metrics.times.first_token.record(since.as_secs_f64());
                     }
                     Some(before) => self
                         .metrics
+                        .times
                         .inter_token
                         .record((now - before).as_secs_f64()),
                 }
-                self.metrics.generation_tokens.increment(1);
+                self.metrics.counts.generation_tokens.increment(1);
             }
             Event::Queued { .. } => self.taken = true,
             Event::Finished { reason, usage, .. } => self.finished(now, *reason, *usage),
             // What was refused is counted as that, by its status.
             Event::Failed(_) if !self.taken => {}
             Event::Failed(error) => {
-                self.metrics.finished[3].increment(1);
+                self.metrics.counts.finished[3].increment(1);
                 if let Some(id) = &self.log {
                     tracing::info!(request = id, "failed: {error}");
                 }
@@ -379,14 +408,20 @@ impl Watch {
 
     fn finished(&self, now: Instant, reason: FinishReason, usage: Usage) {
         let metrics = &self.metrics;
-        metrics.whole.record((now - self.arrived).as_secs_f64());
-        metrics.answer_sizes.record(usage.generated_tokens as f64);
+        metrics
+            .times
+            .whole
+            .record((now - self.arrived).as_secs_f64());
+        metrics
+            .times
+            .answer_sizes
+            .record(usage.generated_tokens as f64);
         let reason = match reason {
             FinishReason::Stop => (0, "stop"),
             FinishReason::Length => (1, "length"),
             FinishReason::Cancelled => (2, "abort"),
         };
-        metrics.finished[reason.0].increment(1);
+        metrics.counts.finished[reason.0].increment(1);
         if let Some(id) = &self.log {
             tracing::info!(
                 request = id,

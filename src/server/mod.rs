@@ -44,6 +44,7 @@ mod routes;
 mod sampling_defaults;
 mod schema;
 mod schema_check;
+mod schema_refs;
 mod service;
 #[cfg(unix)]
 mod socket;

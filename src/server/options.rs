@@ -55,6 +55,9 @@ pub struct ServerOptions {
     pub seed: Option<u64>,
     /// Whether to use cached prefixes.
     pub prefix_caching: bool,
+    /// What to call when no request has been in progress for some seconds after there was one: a program may give memory back
+    /// that its allocator keeps.
+    pub on_idle: Option<fn()>,
     /// Whether to log each request's sizes and parameters.
     pub log_requests: bool,
     /// Whether to log each request's prompt and answer too.
@@ -82,6 +85,7 @@ impl ServerOptions {
             sampling_defaults: SamplingDefaults::default(),
             seed: None,
             prefix_caching: true,
+            on_idle: None,
             log_requests: false,
             log_content: false,
         }

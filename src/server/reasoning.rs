@@ -2,7 +2,8 @@
 //! (`--reasoning-parser`). Without a parser, markers that the tokenizer declares as not special stay in the text.
 //!
 //! Markers are found in the text, wherever token boundaries are. Text that may be the beginning of one is held back. A tool
-//! call ends the reasoning too, whether or not its end was marked.
+//! call ends the reasoning too, whether or not its end was marked. Markers after that are not looked for: one that is not
+//! special stays in the text, as with vLLM's parsers, and a special one is left out of it like other control tokens.
 
 use std::str::FromStr;
 
@@ -108,6 +109,11 @@ impl Reasoning {
             state,
             held: String::new(),
         }
+    }
+
+    /// Whether an answer in this state may have reasoning.
+    pub(super) fn may_come(&self) -> bool {
+        self.state != State::Outside
     }
 
     /// Whether the next token is reasoning, as far as is known.

@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, OnceLock};
 
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Path, Request, State};
-use axum::http::{StatusCode, Uri};
+use axum::http::{StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
@@ -149,13 +149,7 @@ impl Shared {
     /// Reads a request that has a body: whether it may, whether it can, and what it says.
     pub(super) async fn open(&self, id: Id, request: Request) -> Result<(Call, Fields)> {
         let service = self.service_for(&request)?;
-        let reading = read(request.into_body(), self.options.body_bytes);
-        let late = |_| ApiError::timeout("the body did not come in time");
-        let body = tokio::select! {
-            body = tokio::time::timeout(self.options.read_timeout, reading) => body.map_err(late)??,
-            // A shutdown waits for no client that is still sending.
-            () = self.gate.closing() => return Err(ApiError::unavailable("the server is shutting down")),
-        };
+        let body = self.body(request).await?;
         let inside = Arc::new(self.gate.enter()?);
         let alone = service.alone(body.len()).await?;
         let fields = service.compute(move |_| Fields::read(&body)).await?;
@@ -168,33 +162,70 @@ impl Shared {
         };
         Ok((call, fields))
     }
+
+    /// Reads a request's body. One that is too large is refused as soon as that is known: by its announced length, before it
+    /// is sent.
+    async fn body(&self, request: Request) -> Result<Bytes> {
+        let limit = self.options.body_bytes;
+        // Such a client sends nothing before it is asked to, and is not asked to after a refusal.
+        let waits = request.headers().contains_key(header::EXPECT);
+        let mut body = request.into_body();
+        let late = |_| ApiError::timeout("the body did not come in time");
+        let reading = read(&mut body, limit);
+        let whole = tokio::select! {
+            whole = tokio::time::timeout(self.options.read_timeout, reading) => whole.map_err(late)??,
+            // A shutdown waits for no client that is still sending.
+            () = self.gate.closing() => return Err(ApiError::unavailable("the server is shutting down")),
+        };
+        if whole.is_none() && !waits {
+            self.drain(body);
+        }
+        whole.ok_or_else(|| ApiError::too_large(limit))
+    }
+
+    /// Reads on what a client still sends after it was refused, and drops it. Many clients read no response before they have
+    /// sent their request, and a connection that is closed before that is reset, which loses the response.
+    fn drain(&self, mut body: Body) {
+        let (gate, time) = (Arc::clone(&self.gate), self.options.read_timeout);
+        let reading = async move {
+            let mut left = DRAINED;
+            while let Some(Ok(frame)) = body.frame().await {
+                let length = frame.data_ref().map_or(0, Bytes::len);
+                let Some(rest) = left.checked_sub(length) else {
+                    break;
+                };
+                left = rest;
+            }
+        };
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = tokio::time::timeout(time, reading) => {}
+                () = gate.closing() => {}
+            }
+        });
+    }
 }
 
-/// How much of a body that is too large is read before it is refused: whoever still writes does not hear.
+/// Maximum number of bytes that are read of a refused body.
 const DRAINED: usize = 64 << 20;
 
-/// Reads a body of at most `limit` bytes.
-async fn read(mut body: Body, limit: usize) -> Result<Bytes> {
-    let (mut whole, mut length) = (Vec::new(), 0_usize);
+/// Reads a body of at most `limit` bytes; `None` if it is larger, or is announced to be.
+async fn read(body: &mut Body, limit: usize) -> Result<Option<Bytes>> {
+    if body.size_hint().lower() > limit as u64 {
+        return Ok(None);
+    }
+    let mut whole = Vec::new();
     while let Some(frame) = body.frame().await {
         let broken = |error| ApiError::invalid(format!("the body broke off: {error}"));
         let Ok(data) = frame.map_err(broken)?.into_data() else {
             continue;
         };
-        length += data.len();
-        if length <= limit {
-            whole.extend_from_slice(&data);
-        } else {
-            whole = Vec::new();
-            if length > DRAINED {
-                break;
-            }
+        if whole.len() + data.len() > limit {
+            return Ok(None);
         }
+        whole.extend_from_slice(&data);
     }
-    if length > limit {
-        return Err(ApiError::too_large(limit));
-    }
-    Ok(Bytes::from(whole))
+    Ok(Some(Bytes::from(whole)))
 }
 
 async fn chat_completions(

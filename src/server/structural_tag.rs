@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::format::delimited;
 use super::gbnf;
 use super::grammar::{json_rule, literal};
-use super::schema;
+use super::{schema, schema_refs};
 
 /// Any text.
 const TEXT: &str = "/(.|\\n)*/";
@@ -141,6 +141,10 @@ impl Rules {
                 self.weight = self.weight.saturating_add(schema::weight(json_schema));
                 if self.weight > schema::HEAVIEST {
                     return Err("its schemas have too many parts, patterns or formats".to_owned());
+                }
+                if let Some(path) = schema_refs::endless(json_schema) {
+                    let at = if path.is_empty() { "" } else { " at " };
+                    return Err(format!("a schema{at}{path}: {}", schema_refs::ENDLESS));
                 }
                 self.add("", &json_rule(json_schema))
             }

@@ -12,8 +12,8 @@ use super::error::{ApiError, Result};
 use super::fields::{Fields, shorten, typed, without_bookkeeping};
 use super::format::Format;
 use super::grammar::{Grammars, json_rule, literal};
-use super::schema;
 use super::schema_check::SchemaChecks;
+use super::{schema, schema_refs};
 use crate::engine::Grammar;
 use crate::tokenizer::{Marker, Tokenizer};
 
@@ -205,7 +205,7 @@ impl Form {
             return Ok(None);
         }
         let mut schemas = self.schemas();
-        self.let_heavy_go(calls, &mut schemas)?;
+        self.let_unheld_go(calls, &mut schemas)?;
         let compile = |schemas: &[Value]| {
             let own = self.lark(calls, tokenizer, schemas)?;
             grammars.compile(match thought {
@@ -305,26 +305,34 @@ impl Form {
         Ok(())
     }
 
-    /// Lets the schemas of tools go that would take too long to compile, with those before them.
-    fn let_heavy_go(&self, calls: bool, schemas: &mut [Value]) -> Result<()> {
-        let reason = "it has too many parts, patterns or formats";
+    /// Lets the schemas of tools go that would take too long to compile, with those before them, and those that no value
+    /// follows.
+    fn let_unheld_go(&self, calls: bool, schemas: &mut [Value]) -> Result<()> {
         let mut left = schema::HEAVIEST;
-        if let Format::Json(schema) = &self.format {
-            let rest = left.checked_sub(schema::weight(schema));
-            left = rest.ok_or_else(|| refused(self.format_field, "", "", reason))?;
+        let mut unheld = |schema: &Value| match left.checked_sub(schema::weight(schema)) {
+            None => Some((String::new(), "it has too many parts, patterns or formats")),
+            Some(rest) => {
+                left = rest;
+                schema_refs::endless(schema).map(|path| (path, schema_refs::ENDLESS))
+            }
+        };
+        if let Format::Json(schema) = &self.format
+            && let Some((path, reason)) = unheld(schema)
+        {
+            return Err(refused(self.format_field, "", &path, reason));
         }
         if !calls {
             return Ok(());
         }
         for (i, (function, schema)) in self.functions.iter().zip(schemas).enumerate() {
-            match left.checked_sub(schema::weight(schema)) {
-                Some(rest) => left = rest,
-                None if function.strict == Some(true) => {
-                    let at = format!("tools[{i}].function.parameters");
-                    return Err(refused(&at, &function.name, "", reason));
-                }
-                None => *schema = json!({ "type": "object" }),
+            let Some((path, reason)) = unheld(schema) else {
+                continue;
+            };
+            if function.strict == Some(true) {
+                let at = format!("tools[{i}].function.parameters");
+                return Err(refused(&at, &function.name, &path, reason));
             }
+            *schema = json!({ "type": "object" });
         }
         Ok(())
     }

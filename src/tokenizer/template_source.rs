@@ -102,30 +102,38 @@ fn formatting(source: &str, tokens: &[Token], edits: &mut Edits) {
     }
 }
 
-/// The last token of the operand that begins at `at`: a name or literal, with its attributes, items, calls and filters.
+/// The last token of the operand that begins at `at`: a name or literal with its sign, attributes, items, calls and filters.
 fn operand(source: &str, tokens: &[Token], mut at: usize) -> usize {
-    while let Some(next) = tokens.get(at + 1) {
-        match &source[next.at.clone()] {
+    let word = |at: usize| tokens.get(at).map_or("", |token| &source[token.at.clone()]);
+    while ["-", "+"].contains(&word(at)) {
+        at += 1;
+    }
+    if ["[", "{"].contains(&word(at)) {
+        at = closing(source, tokens, at);
+    }
+    loop {
+        match word(at + 1) {
             "." | "|" => at += 2,
-            "[" | "(" => {
-                let mut depth = 0_usize;
-                at += 1;
-                while let Some(token) = tokens.get(at) {
-                    match &source[token.at.clone()] {
-                        "[" | "(" => depth += 1,
-                        "]" | ")" => depth -= 1,
-                        _ => {}
-                    }
-                    if depth == 0 {
-                        break;
-                    }
-                    at += 1;
-                }
-            }
-            _ => break,
+            "[" | "(" => at = closing(source, tokens, at + 1),
+            _ => return at,
         }
     }
-    at
+}
+
+/// The token that closes the bracket at `at`; the number of tokens if none does.
+fn closing(source: &str, tokens: &[Token], at: usize) -> usize {
+    let mut depth = 0_usize;
+    for (i, token) in tokens.iter().enumerate().skip(at) {
+        match &source[token.at.clone()] {
+            "[" | "(" | "{" => depth += 1,
+            "]" | ")" | "}" => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return i;
+        }
+    }
+    tokens.len()
 }
 
 /// Replacements in a text.
@@ -252,6 +260,11 @@ mod tests {
             ),
             ("{{ generation }}", "{{ generation }}"),
             ("{{ '%s' % x }}", "{{ '%s' |format( x) }}"),
+            ("{{ '%s' % -3 }}", "{{ '%s' |format( -3) }}"),
+            (
+                "{{ '%s' % [1, {'a': 2}][0] ~ x }}",
+                "{{ '%s' |format( [1, {'a': 2}][0]) ~ x }}",
+            ),
             ("{{ '%s-%d' % (a, b) }}", "{{ '%s-%d' |format (a, b) }}"),
             (
                 "{{ \"%s\" % m['a'].b(1)|upper ~ 'c' }}",

@@ -54,10 +54,9 @@ async fn bodies_that_are_no_requests() {
     server.assert_empty().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn fields_that_are_unknown_or_of_the_wrong_type() {
-    let server = start().await;
-    for (more, param) in [
+/// Fields that a chat does not have, or of the wrong type, and the parameter that the error names.
+fn wrong_fields() -> Vec<(Value, &'static str)> {
+    vec![
         (json!({ "temprature": 1 }), "temprature"),
         (json!({ "prompt": "both" }), "prompt"),
         (json!({ "messages": [] }), "messages"),
@@ -124,7 +123,13 @@ async fn fields_that_are_unknown_or_of_the_wrong_type() {
         (json!({ "modalities": ["audio"] }), "modalities"),
         (json!({ "service_tier": "flex" }), "service_tier"),
         (json!({ "reasoning_effort": 5 }), "reasoning_effort"),
-    ] {
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fields_that_are_unknown_or_of_the_wrong_type() {
+    let server = start().await;
+    for (more, param) in wrong_fields() {
         let found = server.post(CHAT, chat(more.clone())).await;
         assert_eq!(found.0, 400, "{more}: {}", found.1);
         refusal(&found, 400, Some(param));
@@ -160,11 +165,9 @@ async fn fields_that_are_unknown_or_of_the_wrong_type() {
     server.assert_empty().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn parameters_at_and_past_their_bounds() {
-    let server = Setup::default().context(256).start().await;
-    // Each with what is allowed and what is not.
-    let bounds = [
+/// Parameters, each with values that are allowed and values that are not.
+fn bounds() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
+    vec![
         (
             "temperature",
             vec![json!(0), json!(2), json!(1e-300)],
@@ -240,8 +243,13 @@ async fn parameters_at_and_past_their_bounds() {
             vec![json!([0])],
             vec![json!([4_000_000_000_u32]), json!([-1]), json!(5)],
         ),
-    ];
-    for (name, good, bad) in bounds {
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parameters_at_and_past_their_bounds() {
+    let server = Setup::default().context(256).start().await;
+    for (name, good, bad) in bounds() {
         for value in good {
             let answer = server
                 .ok(CHAT, chat(json!({ name: value, "max_tokens": 2 })))
@@ -276,7 +284,12 @@ async fn parameters_at_and_past_their_bounds() {
         400,
         Some("logprobs"),
     );
-    // The context: full to the last token, and past it.
+    server.assert_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_context_is_full_to_the_last_token_and_not_past_it() {
+    let server = Setup::default().context(256).start().await;
     let ids = |count: usize| {
         server
             .ids("x")

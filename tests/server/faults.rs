@@ -247,6 +247,36 @@ async fn large_bodies_do_not_hold_small_ones() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_is_announced_too_large_is_refused_before_it_is_sent() {
+    let mut setup = Setup::default();
+    setup.options.read_timeout = Duration::from_secs(5);
+    let server = setup.start().await;
+    for (length, sent) in [(9_000_000_000_usize, 0), (10 << 20, 1000)] {
+        let mut stream = TcpStream::connect(server.address()).await.unwrap();
+        let head =
+            format!("POST {TEXT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&vec![b' '; sent]).await.unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 413");
+        // What comes afterwards is read for a time, not for ever.
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).await.unwrap();
+    }
+    // One that asks whether to send is told so instead, and the connection is closed.
+    let mut stream = TcpStream::connect(server.address()).await.unwrap();
+    let head = format!(
+        "POST {TEXT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000000000\r\nExpect: 100-continue\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 413"));
+    server.assert_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_shutdown_waits_for_no_half_request() {
     let mut server = start().await;
     let mut head = TcpStream::connect(server.address()).await.unwrap();

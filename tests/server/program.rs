@@ -358,6 +358,24 @@ fn memory_ends_where_it_began() {
     }
 }
 
+/// `bench serve` against a server.
+fn bench(process: &Process, more: &[&str]) -> Output {
+    let mut command = program();
+    command.args(["bench", "serve", "--url", &process.url]);
+    command.args(more).output().unwrap()
+}
+
+/// What it reports; it must succeed.
+fn report(process: &Process, more: &[&str]) -> String {
+    let output = bench(process, &[more, &["--ignore-eos"]].concat());
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
 #[test]
 fn load_is_measured_told_and_drawn() {
     let process = Process::start(&["--max-model-len", "2048"]);
@@ -373,80 +391,37 @@ fn load_is_measured_told_and_drawn() {
     ];
     let lines: Vec<String> = lines.iter().map(Value::to_string).collect();
     std::fs::write(&trace, lines.join("\n")).unwrap();
-    let bench = |more: &[&str]| {
-        let output = program()
-            .args(["bench", "serve", "--url", &process.url, "--ignore-eos"])
-            .args(more)
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8(output.stdout).unwrap()
-    };
-    let (plot_path, trace_path) = (plot.to_str().unwrap(), trace.to_str().unwrap());
-    let report = bench(&[
-        "--trace",
-        trace_path,
-        "--speed",
-        "2",
-        "--json",
-        "--plot",
-        plot_path,
-        "--slo-ttft-ms",
-        "1e-9",
-        "--slo-tpot-ms",
-        "60000",
-    ]);
-    let report: Value = serde_json::from_str(&report).unwrap();
+    let traced = ["--trace", trace.to_str().unwrap(), "--speed", "2", "--json"];
+    let goals = ["--slo-ttft-ms", "1e-9", "--slo-tpot-ms", "60000"];
+    let drawn = ["--plot", plot.to_str().unwrap()];
+    let found = report(&process, &[&traced[..], &goals, &drawn].concat());
+    let found: Value = serde_json::from_str(&found).unwrap();
     assert_eq!(
-        (&report["completed"], &report["failed"]),
+        (&found["completed"], &found["failed"]),
         (&json!(3), &json!(0))
     );
-    assert_eq!(report["prompt_tokens"], 2300);
-    assert_eq!(report["output_tokens"], 18);
+    assert_eq!(found["prompt_tokens"], 2300);
+    assert_eq!(found["output_tokens"], 18);
     // The trace's shared blocks were found: the third request is the first again.
-    assert!(report["cached_tokens"].as_u64().unwrap() >= 512, "{report}");
-    assert_eq!(report["goodput"]["requests"], 0);
-    assert!(report["duration_s"].as_f64().unwrap() >= 1.5);
-    assert!(
-        report["ttft_ms"]["p99"].as_f64().unwrap() >= report["ttft_ms"]["p50"].as_f64().unwrap()
-    );
+    assert!(found["cached_tokens"].as_u64().unwrap() >= 512, "{found}");
+    assert_eq!(found["goodput"]["requests"], 0);
+    assert!(found["duration_s"].as_f64().unwrap() >= 1.5);
+    assert!(found["ttft_ms"]["p99"].as_f64().unwrap() >= found["ttft_ms"]["p50"].as_f64().unwrap());
     assert!(std::fs::read_to_string(&plot).unwrap().starts_with("<svg"));
-    let table = bench(&[
-        "--rate",
-        "50",
-        "--num-requests",
-        "20",
-        "--input-length",
-        "30",
-        "--output-length",
-        "6",
-        "--api",
-        "chat",
-    ]);
+    let rate = ["--rate", "50", "--num-requests", "20", "--api", "chat"];
+    let lengths = ["--input-length", "30", "--output-length", "6"];
+    let table = report(&process, &[&rate[..], &lengths].concat());
     assert!(
         table.contains("20 of 20 requests answered") && table.contains("p99"),
         "{table}"
     );
-    // What fails is told.
-    let output = program()
-        .args([
-            "bench",
-            "serve",
-            "--url",
-            &process.url,
-            "--model",
-            "nobody",
-            "--num-requests",
-            "2",
-            "--rate",
-            "50",
-        ])
-        .output()
-        .unwrap();
+}
+
+#[test]
+fn load_that_is_not_answered_is_told() {
+    let process = Process::start(&["--max-model-len", "1024"]);
+    let wrong = ["--model", "nobody", "--num-requests", "2", "--rate", "50"];
+    let output = bench(&process, &wrong);
     refused(&output, 1, "no request was answered");
     assert!(String::from_utf8_lossy(&output.stdout).contains("404"));
     let output = program()

@@ -132,7 +132,11 @@ fn command_lines_of_vllm_are_taken_or_refused_with_a_sentence() {
         2,
         "cannot be used with",
     );
-    // The model as an argument, and what changes nothing.
+}
+
+#[test]
+fn flags_of_vllm_that_change_nothing_are_told() {
+    // The model is an argument here.
     let mut command = program();
     command.arg("serve").arg(model_dir()).args([
         "--backend",

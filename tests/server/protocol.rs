@@ -3,7 +3,7 @@
 use kimi_linear::server::Origins;
 use serde_json::{Value, json};
 
-use super::harness::{Setup, ids_of, refusal, start};
+use super::harness::{Running, Setup, ids_of, refusal, start};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_says_that_it_is_loading_until_it_is_not() {
@@ -331,12 +331,17 @@ async fn tokenize_and_detokenize_undo_each_other() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn keys_ids_and_origins() {
+/// A server with the key `secret`, whose answers pages of https://example.org may read.
+async fn guarded() -> Running {
     let mut setup = Setup::default();
     setup.options.api_keys = vec!["secret".to_owned()];
     setup.options.origins = Origins::These(vec!["https://example.org".to_owned()]);
-    let server = setup.start().await;
+    setup.start().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_and_origins() {
+    let server = guarded().await;
     let (chat, models) = (
         format!("{}/v1/chat/completions", server.url),
         format!("{}/v1/models", server.url),
@@ -360,14 +365,11 @@ async fn keys_ids_and_origins() {
         .client
         .get(&models)
         .bearer_auth("secret")
-        .header("x-request-id", "mine-1");
-    let right = right
         .header("origin", "https://example.org")
         .send()
         .await
         .unwrap();
     assert_eq!(right.status(), 200);
-    assert_eq!(right.headers()["x-request-id"], "mine-1");
     assert_eq!(
         right.headers()["access-control-allow-origin"],
         "https://example.org"
@@ -404,19 +406,24 @@ async fn keys_ids_and_origins() {
         .await
         .unwrap();
     assert!(!other.headers().contains_key("access-control-allow-origin"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_of_requests() {
+    let server = guarded().await;
+    let named = |id: &str| {
+        let models = server.client.get(format!("{}/v1/models", server.url));
+        models.bearer_auth("secret").header("x-request-id", id)
+    };
+    let right = named("mine-1").send().await.unwrap();
+    assert_eq!(right.headers()["x-request-id"], "mine-1");
     // An id that is none is not repeated.
-    let long = server
-        .client
-        .get(&models)
-        .header("x-request-id", "x".repeat(200))
-        .send()
-        .await
-        .unwrap();
+    let long = named(&"x".repeat(200)).send().await.unwrap();
     assert!(long.headers()["x-request-id"].len() <= 128);
     let body = json!({ "messages": [{ "role": "user", "content": "Hi" }], "max_tokens": 1 });
     let answer = server
         .client
-        .post(&chat)
+        .post(format!("{}/v1/chat/completions", server.url))
         .bearer_auth("secret")
         .header("x-request-id", "mine-2")
         .json(&body);

@@ -124,6 +124,11 @@ async fn chats_have_reasoning_beside_their_content() {
         let answer = parsing.ok(CHAT, marked.clone()).await;
         let usage = &answer["usage"]["completion_tokens_details"];
         assert_eq!(usage["reasoning_tokens"], 1, "{answer}");
+        // A second one is text of the content, or a control token that is left out of it.
+        let again = if special { "" } else { "</think>" };
+        assert_eq!(content(&answer), again.repeat(23), "{answer}");
+        let stream = parsing.stream(CHAT, marked.clone()).await;
+        assert_eq!(stream.text(0), again.repeat(23));
         // A client may do without it.
         marked["include_reasoning"] = json!(false);
         let answer = parsing.ok(CHAT, marked).await;

@@ -112,6 +112,47 @@ async fn schemas_are_held_as_far_as_they_can_be() {
     server.assert_empty().await;
 }
 
+/// A schema that no value follows is refused by name before anything is generated; one that only recurses is held.
+#[tokio::test(flavor = "multi_thread")]
+async fn schemas_may_refer_to_themselves() {
+    let server = start().await;
+    let format = |schema: &Value| json!({ "type": "json_schema", "json_schema": { "name": "x", "schema": schema } });
+    let around = json!({ "$defs": { "a": { "$ref": "#/$defs/b" }, "b": { "$ref": "#/$defs/a" } }, "$ref": "#/$defs/a" });
+    for endless in [json!({ "$ref": "#" }), around] {
+        let body = chat(json!({ "response_format": format(&endless) }));
+        let message = refusal(&server.post(CHAT, body).await, 400, Some("response_format"));
+        assert!(message.contains("refers to itself"), "{message}");
+        assert!(
+            !message.contains("grammar") && !message.contains('\n'),
+            "{message}"
+        );
+    }
+    let endless = json!({ "type": "object", "properties": { "list": { "items": { "$ref": "#/properties/list/items" } } } });
+    let mut strict = tool("loops", endless);
+    let body = |tool: &Value| chat(json!({ "tools": [tool], "tool_choice": "required" }));
+    server.ok(CHAT, body(&strict)).await;
+    strict["function"]["strict"] = json!(true);
+    let found = server.post(CHAT, body(&strict)).await;
+    let message = refusal(&found, 400, Some("tools[0].function.parameters"));
+    assert!(
+        message.contains("`loops`") && message.contains("`properties.list.items`"),
+        "{message}"
+    );
+    let tree = json!({ "type": "object", "properties": { "next": { "anyOf": [{ "$ref": "#" }, { "type": "null" }] } }, "required": ["next"] });
+    let body =
+        json!({ "response_format": format(&tree), "max_tokens": 400, "temperature": 2, "seed": 1 });
+    let answer = server.ok(CHAT, chat(body)).await;
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["finish_reason"], "stop", "{choice}");
+    let text = choice["message"]["content"].as_str().unwrap();
+    let mut value: Value = serde_json::from_str(text).unwrap();
+    while !value.is_null() {
+        assert_eq!(value.as_object().unwrap().len(), 1, "{text}");
+        value = value["next"].take();
+    }
+    server.assert_empty().await;
+}
+
 /// Patterns for keys are compared pair by pair: four hundred longer ones took twenty seconds.
 #[tokio::test(flavor = "multi_thread")]
 async fn schemas_that_compile_for_long_are_not_compiled() {

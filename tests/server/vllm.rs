@@ -143,6 +143,9 @@ async fn answers_have_the_form_that_is_asked_for() {
     }
     let said = asked(json!({ "guided_choice": ["first", "second"] })).await;
     assert!(["first", "second"].contains(&&*said), "{said}");
+    let many: Vec<String> = (0..3000).map(|at| format!("choice {at}")).collect();
+    let said = asked(json!({ "guided_choice": many })).await;
+    assert!(many.contains(&said), "{said}");
     let grammar = json!({ "structured_outputs": { "grammar": "start: (\"x\" | \"y\") \"!\"" } });
     let said = asked(grammar).await;
     assert!(["x!", "y!"].contains(&&*said), "{said}");
@@ -167,6 +170,12 @@ async fn answers_have_the_form_that_is_asked_for() {
         .chat("Well?", json!({ "guided_choice": ["only this"] }))
         .await;
     assert_eq!(chat["choices"][0]["message"]["content"], "only this");
+    server.assert_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forms_that_cannot_be_held_are_refused_by_name() {
+    let server = start().await;
     for (more, param) in [
         (json!({ "guided_regex": "(" }), "guided_regex"),
         (json!({ "guided_choice": [] }), "guided_choice"),
@@ -189,7 +198,12 @@ async fn answers_have_the_form_that_is_asked_for() {
     ] {
         let found = server.post(TEXT, continued(more.clone())).await;
         assert_eq!(found.0, 400, "{more}: {}", found.1);
-        refusal(&found, 400, Some(param));
+        let message = refusal(&found, 400, Some(param));
+        assert_eq!(
+            message.contains("unclosed group"),
+            param == "guided_regex",
+            "{message}"
+        );
     }
     server.assert_empty().await;
 }

@@ -331,7 +331,7 @@ impl Answer {
                 body: body.clone(),
                 messages,
             };
-            so_far.service.responses.insert(self.id.clone(), stored);
+            so_far.service.responses.insert(self.id.clone(), &stored);
         }
         (status, body)
     }

@@ -2,8 +2,9 @@
 //! are lost when the server stops.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// Maximum number of stored responses.
@@ -13,7 +14,7 @@ const MOST_RESPONSES: usize = 1024;
 const MOST_BYTES: usize = 64 << 20;
 
 /// A response with the messages before it.
-#[derive(Clone, Debug)]
+#[derive(Debug, Deserialize, Serialize)]
 pub(super) struct Stored {
     /// The response's body.
     pub(super) body: Value,
@@ -27,8 +28,8 @@ pub(in crate::server) struct Store(Mutex<Kept>);
 
 #[derive(Debug, Default)]
 struct Kept {
-    /// By id, with the size of each in bytes.
-    responses: HashMap<String, (Stored, usize)>,
+    /// By id, as JSON: values of many small parts take several times their JSON's size in memory.
+    responses: HashMap<String, Arc<[u8]>>,
     /// Ids from oldest to newest, without deleted ones.
     order: VecDeque<String>,
     bytes: usize,
@@ -40,28 +41,26 @@ impl Store {
     }
 
     pub(super) fn get(&self, id: &str) -> Option<Stored> {
-        let kept = self.kept();
-        kept.responses.get(id).map(|(stored, _)| stored.clone())
+        let json = self.kept().responses.get(id).cloned()?;
+        serde_json::from_slice(&json).ok()
     }
 
     /// Stores a response, evicting the oldest ones if necessary. A response larger than the whole store is not stored.
-    pub(super) fn insert(&self, id: String, stored: Stored) {
-        let messages = stored.messages.iter();
-        let bytes = messages.map(|message| message.to_string().len());
-        let bytes = bytes.sum::<usize>() + stored.body.to_string().len();
-        if bytes > MOST_BYTES {
-            return;
-        }
+    pub(super) fn insert(&self, id: String, stored: &Stored) {
+        let json: Arc<[u8]> = match serde_json::to_vec(stored) {
+            Ok(json) if json.len() <= MOST_BYTES => json.into(),
+            _ => return,
+        };
         let mut kept = self.kept();
-        while kept.order.len() >= MOST_RESPONSES || kept.bytes + bytes > MOST_BYTES {
+        while kept.order.len() >= MOST_RESPONSES || kept.bytes + json.len() > MOST_BYTES {
             let Some(oldest) = kept.order.pop_front() else {
                 break;
             };
             kept.forget(&oldest);
         }
-        kept.bytes += bytes;
+        kept.bytes += json.len();
         kept.order.push_back(id.clone());
-        kept.responses.insert(id, (stored, bytes));
+        kept.responses.insert(id, json);
     }
 
     /// Deletes a response; returns whether it existed.
@@ -75,7 +74,7 @@ impl Store {
 impl Kept {
     fn forget(&mut self, id: &str) -> bool {
         let found = self.responses.remove(id);
-        self.bytes -= found.as_ref().map_or(0, |(_, bytes)| *bytes);
+        self.bytes -= found.as_ref().map_or(0, |json| json.len());
         found.is_some()
     }
 }
@@ -95,22 +94,22 @@ mod tests {
     fn the_oldest_go_where_there_are_too_many() {
         let store = Store::default();
         for i in 0..=MOST_RESPONSES {
-            store.insert(i.to_string(), stored(1));
+            store.insert(i.to_string(), &stored(1));
         }
         assert!(store.get("0").is_none() && store.get("1").is_some());
         assert!(store.remove("1") && !store.remove("1"));
-        store.insert("next".to_owned(), stored(1));
+        store.insert("next".to_owned(), &stored(1));
         assert!(store.get("2").is_some());
     }
 
     #[test]
     fn the_oldest_go_where_they_are_too_large() {
         let store = Store::default();
-        store.insert("a".to_owned(), stored(MOST_BYTES / 2));
-        store.insert("b".to_owned(), stored(MOST_BYTES / 4));
-        store.insert("c".to_owned(), stored(MOST_BYTES / 2));
+        store.insert("a".to_owned(), &stored(MOST_BYTES / 2));
+        store.insert("b".to_owned(), &stored(MOST_BYTES / 4));
+        store.insert("c".to_owned(), &stored(MOST_BYTES / 2));
         assert!(store.get("a").is_none() && store.get("b").is_some() && store.get("c").is_some());
-        store.insert("d".to_owned(), stored(MOST_BYTES));
+        store.insert("d".to_owned(), &stored(MOST_BYTES));
         assert!(store.get("d").is_none() && store.get("c").is_some());
         assert!(store.remove("b") && store.remove("c"));
         assert_eq!(store.kept().bytes, 0);

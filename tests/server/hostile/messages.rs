@@ -128,7 +128,7 @@ pub async fn pipelined(target: Arc<Target>) {
 pub async fn huge_bodies(target: Arc<Target>) {
     let announced = Target::head("/v1/completions", "Content-Length: 9000000000\r\n");
     let answer = exchange(&target, announced.as_bytes()).await;
-    refused(&answer, announced.as_bytes());
+    assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
     let mut chunked =
         Target::head("/v1/completions", "Transfer-Encoding: chunked\r\n").into_bytes();
     chunked.extend(b"a00000\r\n{\"prompt\": \"");

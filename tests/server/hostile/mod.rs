@@ -126,16 +126,19 @@ fn hostile_clients_change_no_answer_and_leave_nothing_behind() {
     let known = runtime.block_on(bystanders::known(&target));
     target.settle();
     let begin = target.held();
-    // The pools of the engine, stored responses and the allocator grow to their size for minutes, so memory is only compared
-    // where a time is asked for: at its half and at its end.
     let half = asked().map(|time| time / 2);
     runtime.block_on(rounds(&target, &mut draw, half));
-    target.settle();
+    // The pools of the engine are touched and responses are stored for minutes, so what is left at half time and at the end
+    // is only compared where a time is asked for.
+    match half {
+        Some(_) => target.settle_to(&begin),
+        None => target.settle(),
+    }
     let warm = target.held();
     let running = Bystanders::start(&runtime, &target, known);
     let done = runtime.block_on(rounds(&target, &mut draw, half));
     let answers = running.stop(&runtime);
-    // Ten seconds idle end a thread that did a blocking task for the others.
+    // Ten seconds idle end a thread that did a blocking task for the others, and give memory back.
     target.settle_to(&begin);
     let end = target.held();
     println!(
