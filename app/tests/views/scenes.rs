@@ -168,6 +168,7 @@ pub fn story_frames() -> Vec<TraceFrame> {
                 layer,
                 heads: Vec::new(),
                 gates: Vec::new(),
+                qkv: Vec::new(),
             };
             for head in 0..heads {
                 let seed = (position * 64 + l * 8 + head) as u64;
@@ -228,6 +229,7 @@ pub fn story_frames() -> Vec<TraceFrame> {
                         value: narrow(&value),
                         beta: beta as f32,
                         gate: gate.iter().map(|x| (0.5 + 0.5 * x) as f32).collect(),
+                        undone: false,
                     });
                 }
                 kda.gates.extend(narrow(&gates));
