@@ -15,7 +15,7 @@ use kimi_linear_app::history::{HeadRanks, History, TokenText};
 use kimi_linear_app::measure::{AnswerMeasure, Measures};
 use kimi_linear_app::selection::Selection;
 use kimi_linear_app::theme::Colours;
-use kimi_linear_app::views::{View, ViewContext, all};
+use kimi_linear_app::views::{View, ViewContext, Wish, all};
 
 /// What a window shows.
 pub struct Scene {
@@ -24,6 +24,7 @@ pub struct Scene {
     pub measures: Measures,
     pub selection: Selection,
     pub view: Box<dyn View>,
+    pub wishes: Vec<Wish>,
 }
 
 impl Scene {
@@ -35,6 +36,7 @@ impl Scene {
             measures: &self.measures,
             selection: &mut self.selection,
             colours: &colours,
+            wishes: &mut self.wishes,
         };
         self.view.ui(ui, &mut context);
     }
@@ -288,6 +290,8 @@ pub fn story_tokens() -> Vec<TokenText> {
         text: (*text).to_owned(),
         answer: i >= ASKS,
         logprob: (i >= ASKS).then_some(-0.3),
+        template: i == 0,
+        ..TokenText::default()
     };
     STORY.iter().enumerate().map(token).collect()
 }
@@ -330,5 +334,6 @@ pub fn story(name: &str, token: Option<usize>) -> Scene {
             mla: Some(MLA),
         },
         view: view(name),
+        wishes: Vec::new(),
     }
 }
