@@ -4,7 +4,7 @@
 //!     cargo bench --locked --bench trace -- [MODEL FOLDER] [cpu|wgpu]
 //!
 //! Answers with and without a trace alternate, so that other load on the machine affects both alike. The state and the
-//! attention of the selected heads are read back as a whole, as the desktop app does with every view open.
+//! attention of the selected heads are read back as a whole, and every head's query, key and value, as in the desktop app.
 #![allow(clippy::print_stdout, missing_docs)]
 
 use std::path::PathBuf;
@@ -47,6 +47,7 @@ fn main() -> anyhow::Result<()> {
     let choice = TraceChoice {
         kda: head(config.kda_layers().last()),
         mla: head(config.mla_layers().last()),
+        vectors: true,
     };
     let mut times = [Vec::new(), Vec::new()];
     for round in 0..2 * (ROUNDS + 1) {

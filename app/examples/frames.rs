@@ -122,6 +122,8 @@ fn frame(config: &ModelConfig, choice: &TraceChoice, position: usize) -> TraceFr
         layer,
         heads: (0..heads).map(head).collect(),
         gates: (0..heads * width).map(|i| -0.001 - number(i)).collect(),
+        // The session keeps the vectors of all heads.
+        qkv: Vec::new(),
     };
     let experts = |layer| ExpertTrace {
         layer,
@@ -150,6 +152,7 @@ fn frame(config: &ModelConfig, choice: &TraceChoice, position: usize) -> TraceFr
         position,
         token: position as u32 % 1000,
         next: None,
+        likely: Vec::new(),
         kda: config.kda_layers().map(layer).collect(),
         experts: (1..config.layers.len()).map(experts).collect(),
         state: Some(StateTrace {
@@ -163,6 +166,7 @@ fn frame(config: &ModelConfig, choice: &TraceChoice, position: usize) -> TraceFr
             value: row(width),
             beta: 0.5,
             gate: row(width),
+            undone: false,
         }),
         attention: Some(AttentionTrace {
             layer: mla,

@@ -206,7 +206,10 @@ impl Chat {
             }
             ChatUpdate::Token { token, text, at } => self.token(token, &text, at),
             ChatUpdate::Frame(frame) => self.history.push_frame(*frame),
+            ChatUpdate::Likely { position, tokens } => self.history.set_likely(position, tokens),
             ChatUpdate::Ranks(ranks) => self.history.set_ranks(ranks),
+            ChatUpdate::Scores(scores) => self.history.set_scores(scores),
+            ChatUpdate::Undone(undone) => self.history.set_undone(undone),
             ChatUpdate::Finished {
                 reason,
                 text,

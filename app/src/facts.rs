@@ -29,6 +29,7 @@ impl ModelFacts {
         TraceChoice {
             kda: kda.get(kda.len() / 2).copied().map(head),
             mla: self.config.mla_layers().last().map(head),
+            vectors: true,
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use kimi_linear::engine::TIMED_OF;
+use kimi_linear::engine::{TIMED_OF, UndoWrite};
 use kimi_linear::model::{StateTrace, TraceFrame, TraceHead};
 
 /// Budget in bytes for the large parts of frames.
@@ -25,6 +25,10 @@ pub struct TokenText {
     pub answer: bool,
     /// Its natural log-probability, if it is known.
     pub logprob: Option<f32>,
+    /// Whether the chat template put it there: it is in no message.
+    pub template: bool,
+    /// The likeliest tokens at its place with their natural log-probabilities, best first, if they are known.
+    pub likely: Vec<(String, f32)>,
 }
 
 /// A statistic of every KDA head's full state at one token, computed when an answer has ended.
@@ -34,6 +38,39 @@ pub struct HeadRanks {
     pub position: usize,
     /// `(layer, effective rank of each head)`: `(sum s^2)^2 / sum s^4` over the state's singular values s.
     pub layers: Vec<(usize, Vec<f32>)>,
+}
+
+/// A score of every KDA head over the traced tokens, computed when an answer has ended.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HeadScores {
+    /// `(layer, score of each head)`: how sharply what the head reads names a value that it wrote before
+    /// ([`sharpness`](crate::formulas::sharpness::sharpness)).
+    pub layers: Vec<(usize, Vec<f32>)>,
+}
+
+impl HeadScores {
+    /// The head with the highest score, if any head names anything.
+    #[must_use]
+    pub fn best(&self) -> Option<TraceHead> {
+        let layers = self.layers.iter();
+        let all = layers.flat_map(|(layer, scores)| {
+            let heads = scores.iter().enumerate();
+            heads.map(move |(head, score)| (*score, *layer, head))
+        });
+        let best = all
+            .filter(|(score, ..)| *score > 0.0)
+            .max_by(|a, b| a.0.total_cmp(&b.0));
+        best.map(|(_, layer, head)| TraceHead { layer, head })
+    }
+}
+
+/// An answer with a token's write in the state, and without it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Undone {
+    /// The write that was undone.
+    pub write: UndoWrite,
+    /// The two answers, once they have come.
+    pub answers: Option<Result<[String; 2], String>>,
 }
 
 /// A frame with its size.
@@ -57,6 +94,8 @@ pub struct History {
     small: usize,
     budget: (usize, usize),
     ranks: Option<HeadRanks>,
+    scores: Option<HeadScores>,
+    undone: Option<Undone>,
     revision: u64,
     epoch: u64,
 }
@@ -107,6 +146,8 @@ impl History {
             small: 0,
             budget: (large, small),
             ranks: None,
+            scores: None,
+            undone: None,
             revision: 0,
             epoch: 0,
         }
@@ -124,7 +165,12 @@ impl History {
         for (new, old) in tokens.iter_mut().zip(&self.tokens[..same]) {
             new.logprob = new.logprob.or(old.logprob);
             new.answer |= old.answer;
+            if new.likely.is_empty() {
+                new.likely.clone_from(&old.likely);
+            }
         }
+        self.scores = None;
+        self.undone = None;
         self.tokens = tokens;
         while self.first + self.frames.len() > same && !self.frames.is_empty() {
             let held = self.frames.pop_back().flatten();
@@ -224,6 +270,36 @@ impl History {
     pub fn set_ranks(&mut self, ranks: HeadRanks) {
         self.ranks = Some(ranks);
         self.revision += 1;
+    }
+
+    /// Sets the score of the heads.
+    pub fn set_scores(&mut self, scores: HeadScores) {
+        self.scores = Some(scores);
+        self.revision += 1;
+    }
+
+    /// The score of the heads.
+    #[must_use]
+    pub fn scores(&self) -> Option<&HeadScores> {
+        self.scores.as_ref()
+    }
+
+    /// Sets the answers with and without a write.
+    pub fn set_undone(&mut self, undone: Undone) {
+        self.undone = Some(undone);
+    }
+
+    /// The answers with and without a write.
+    #[must_use]
+    pub fn undone(&self) -> Option<&Undone> {
+        self.undone.as_ref()
+    }
+
+    /// Sets the likeliest tokens at a position.
+    pub fn set_likely(&mut self, position: usize, likely: Vec<(String, f32)>) {
+        if let Some(token) = self.tokens.get_mut(position) {
+            token.likely = likely;
+        }
     }
 
     /// The sequence.

@@ -13,6 +13,7 @@ pub mod log;
 pub mod markdown;
 pub mod measure;
 pub mod problem;
+pub mod remembered;
 pub mod script;
 pub mod selection;
 pub mod session;

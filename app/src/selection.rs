@@ -21,6 +21,7 @@ impl Selection {
         TraceChoice {
             kda: self.kda,
             mla: self.mla,
+            vectors: true,
         }
     }
 }

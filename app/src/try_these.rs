@@ -13,44 +13,54 @@ pub struct Example {
     pub look_at: &'static str,
     /// The view to bring to the front.
     pub view: &'static str,
-    /// A KDA layer and head of the demo model that shows it, if one was found.
-    pub kda: Option<[usize; 2]>,
+    /// The KDA layer and head of the demo model that shows it.
+    pub kda: [usize; 2],
+    /// The text of the token to look at: the last one that reads so.
+    pub token: &'static str,
+    /// Whether that token is in the answer; otherwise it is in the question.
+    pub in_answer: bool,
 }
 
-/// All examples, in the order of their buttons.
+/// All examples, in the order of their buttons. `app/tests/memory.rs` holds each sentence to the trace.
 pub const EXAMPLES: [Example; 4] = [
     Example {
         name: SUGGESTIONS[0].0,
         prompt: SUGGESTIONS[0].1,
-        look_at: "State: step to the token \"3\". This head writes where a number comes and hardly elsewhere. It first reads what \
-                  it holds under the red box (r, the 7), takes the error, and writes only the correction: the rank-1 change \
-                  beside the state takes the 7 out and puts the 3 in.",
+        look_at: "At “3” this head reads what it holds for the red box (r, the 7), takes the error, and writes only the \
+                  correction: its row changes from 7 to 3, and the blue box keeps its 2. Undo this write, and the answer is 7.",
         view: "State",
-        // Its writes at 7, 2 and 3: 9.6, 9.2 and 10.8; the median over the tokens up to there is 0.01.
-        kda: Some([2, 0]),
+        kda: [2, 0],
+        token: "3",
+        in_answer: false,
     },
     Example {
         name: SUGGESTIONS[1].0,
         prompt: SUGGESTIONS[1].1,
-        look_at: "Tokens, tinted by the error corrected: it is large where the world changes (goes, takes, drops) and small \
-                  elsewhere. Layers and heads shows which heads carry it.",
-        view: "Tokens",
-        kda: None,
+        look_at: "Where Mary goes is one key of this head: at “garden” its row changes from kitchen to garden. Undo this write, \
+                  and Mary has the apple in the kitchen.",
+        view: "What it remembers",
+        kda: [2, 0],
+        token: "garden",
+        in_answer: false,
     },
     Example {
         name: SUGGESTIONS[2].0,
         prompt: SUGGESTIONS[2].1,
-        look_at: "Half-lives: a stack must survive many tokens, so the heads that carry it decay slowly. Select a head in Layers \
-                  and heads, and compare the histogram's right edge.",
-        view: "Half-lives",
-        kda: None,
+        look_at: "Each push writes over the last word under one key of this head: apple, pear, cup. At “Pop” the row goes back to \
+                  pear, of which a part was left. Select “pear” and undo its write: the answer is apple.",
+        view: "What it remembers",
+        kda: [2, 0],
+        token: "Pop",
+        in_answer: false,
     },
     Example {
         name: SUGGESTIONS[3].0,
         prompt: SUGGESTIONS[3].1,
-        look_at: "What it attends to: while the answer is written, the attention layer's weight steps backwards through the list, \
-                  one item a token; the KDA head's implicit attention shows what its memory still answers.",
-        view: "What it attends to",
-        kda: None,
+        look_at: "At the answer's “:” and at each of its commas this head's output gate is open, and what it reads is the word that \
+                  the model says next: cup, pear, lamp, key. Step there with Alt and the arrow keys.",
+        view: "What it remembers",
+        kda: [2, 0],
+        token: ":",
+        in_answer: true,
     },
 ];

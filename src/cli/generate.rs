@@ -284,6 +284,7 @@ fn traced(arguments: &Arguments, files: &LlmFiles) -> TraceChoice {
         mla: arguments
             .trace_mla
             .or_else(|| first(config.mla_layers().next())),
+        vectors: false,
     }
 }
 

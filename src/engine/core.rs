@@ -10,8 +10,8 @@ use super::event::{Event, FinishReason};
 use super::export::Exports;
 use super::options::{EngineOptions, context};
 use super::request::{PromptScores, Request, RequestId};
-use super::schedule::Planned;
-use super::sequence::Sequence;
+use super::schedule::{Planned, PlannedTrace};
+use super::sequence::{Sequence, likeliest};
 use super::step_cache::StepCache;
 use crate::backend::StepOutput;
 use crate::cache::{
@@ -19,7 +19,7 @@ use crate::cache::{
 };
 use crate::checkpoint::Fingerprint;
 use crate::error::{EngineError, Error, Scope};
-use crate::model::{Model, TraceChoice};
+use crate::model::Model;
 
 /// Continuous batching over one model.
 pub struct Engine {
@@ -185,6 +185,7 @@ impl Engine {
         if let Some(choice) = &request.trace {
             self.model.check_choice(choice)?;
         }
+        self.check_undo(&request.prompt, &request.undo)?;
         if request.scores != PromptScores::None
             && self.model.limits().step.outputs < self.options.cut
         {
@@ -290,7 +291,7 @@ impl Engine {
             return Ok(());
         };
         let ran = match planned.trace {
-            Some((choice, timed)) => self.run_traced(&planned, choice, timed).await,
+            Some(trace) => self.run_traced(&planned, trace).await,
             None => self.run(&planned).await,
         };
         match ran {
@@ -349,32 +350,34 @@ impl Engine {
         Ok(output)
     }
 
-    /// Runs one traced token and emits its trace.
+    /// Runs one token alone: emits its trace, and undoes its writes.
     async fn run_traced(
         &mut self,
         planned: &Planned,
-        choice: TraceChoice,
-        timed: bool,
+        trace: PlannedTrace,
     ) -> Result<StepOutput, Error> {
+        let (batch, owner) = (&planned.batch, &planned.segments[0]);
+        let before = self.before_undo(owner).await?;
         let traced = self
             .step_cache
-            .traced(&mut self.model, choice, planned.step_options)?;
-        traced.time(timed)?;
-        let output = traced.step.submit(&planned.batch)?.await?;
-        let (batch, owner) = (&planned.batch, &planned.segments[0]);
+            .traced(&mut self.model, trace.choice, planned.step_options)?;
+        traced.time(trace.timed)?;
+        let output = traced.step.submit(batch)?.await?;
         let mut frame = traced.frame(&output, owner.end - 1, batch.tokens[0]);
         frame.next = output.choices.first().and_then(|choice| {
             let logit = choice.target_logit?;
             Some(logit - choice.log_normaliser)
         });
-        let (id, sample) = (owner.id, owner.sample);
-        self.emit(
-            id,
-            Event::Trace {
-                sample,
-                frame: Box::new(frame),
-            },
-        );
+        if let Some(choice) = output.choices.first() {
+            frame.likely = likeliest(choice, trace.likely);
+        }
+        if let Some(before) = &before {
+            self.undo(owner, before, &mut frame).await?;
+        }
+        if trace.emitted {
+            let (sample, frame) = (owner.sample, Box::new(frame));
+            self.emit(owner.id, Event::Trace { sample, frame });
+        }
         Ok(output)
     }
 
@@ -434,7 +437,7 @@ impl Engine {
     fn keep_end(&mut self, sequence: &Sequence) {
         if let Some(allocation) = &sequence.allocation
             && matches!(allocation.state, StateSource::Own)
-            && sequence.request.prefix_caching_enabled()
+            && sequence.request.cacheable()
             && sequence.decodes()
         {
             let tokens = sequence.tokens.prefix(sequence.position);

@@ -29,13 +29,16 @@ impl Engine {
     /// continues from the cached prefix.
     ///
     /// # Errors
-    /// Those of [`Engine::submit`].
+    /// Those of [`Engine::submit`], and a request with writes to undo.
     pub fn export(
         &mut self,
         id: RequestId,
         request: Request,
         capacity: usize,
     ) -> Result<ExportStream, EngineError> {
+        if !request.undo.is_empty() {
+            return Err(EngineError::UndoTransfer);
+        }
         let header = CacheHeader {
             model: self.fingerprint,
             tokens: request.prompt.clone(),

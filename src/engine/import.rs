@@ -47,7 +47,7 @@ impl Engine {
     /// which token on latents are needed. Then call [`Engine::load_layer`] for each layer and [`Engine::start_import`].
     ///
     /// # Errors
-    /// A request that cannot run, or caches of another model or of other tokens.
+    /// A request that cannot run or has writes to undo, or caches of another model or of other tokens.
     pub fn import(
         &mut self,
         id: RequestId,
@@ -55,6 +55,9 @@ impl Engine {
         header: &CacheHeader,
     ) -> Result<(), Error> {
         self.check(id, &request)?;
+        if !request.undo.is_empty() {
+            return Err(EngineError::UndoTransfer.into());
+        }
         let mismatch = |what: &str, expected: String, found: String| CacheError::Mismatch {
             what: what.to_owned(),
             expected,

@@ -37,6 +37,7 @@ mod snapshot;
 mod status;
 mod step_cache;
 mod stop;
+mod undo;
 
 pub use self::core::Engine;
 pub use self::schedule::TIMED_OF;
@@ -56,3 +57,4 @@ pub use request::{PromptScores, Request, RequestId, check_prompt};
 pub use sampling::{Sampler, Sampling};
 pub use score::Score;
 pub use status::Status;
+pub use undo::UndoWrite;

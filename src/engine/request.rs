@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::grammar::Grammar;
 use super::sampling::Sampling;
+use super::undo::UndoWrite;
 use crate::config::ModelConfig;
 use crate::error::EngineError;
 use crate::model::TraceChoice;
@@ -40,7 +41,7 @@ pub struct Request {
     /// Number of answers to the prompt, sampled independently.
     pub samples: usize,
     /// Number of most likely tokens to report with their log-probabilities, in addition to each token's own; `None` reports
-    /// none.
+    /// none. Frames of a trace have them too, also for the prompt's tokens.
     pub logprobs: Option<usize>,
     /// Positions in the prompt where a turn ends: a later prompt may differ from this one from there on. The last few become
     /// cuts of the prompt, with a checkpoint at each.
@@ -53,6 +54,10 @@ pub struct Request {
     /// With [`Request::trace`], also traces the prompt's tokens from this position on. They run one by one, in the decode
     /// form, and no cached prefix beyond this position is used.
     pub trace_from: Option<usize>,
+    /// Writes of the prompt's tokens that are taken out of the state again: the tokens after each run from the state without it.
+    /// Such a token takes a step of its own. No cached prefix beyond the first of them is used, and the sequence is not cached:
+    /// its states and latents are not those of its tokens.
+    pub undo: Vec<UndoWrite>,
     /// What is reported about the prompt itself; unless it is nothing, the prompt is not taken from the cache.
     pub scores: PromptScores,
 }
@@ -76,6 +81,7 @@ impl Request {
             reuse: true,
             trace: None,
             trace_from: None,
+            undo: Vec::new(),
             scores: PromptScores::None,
         }
     }
@@ -114,9 +120,14 @@ impl Request {
         Ok(())
     }
 
-    /// Whether the prompt may continue from a cached prefix, and be cached.
+    /// Whether the prompt may continue from a cached prefix.
     pub(super) fn prefix_caching_enabled(&self) -> bool {
         self.reuse && self.scores == PromptScores::None
+    }
+
+    /// Whether its states and latents may be cached.
+    pub(super) fn cacheable(&self) -> bool {
+        self.prefix_caching_enabled() && self.undo.is_empty()
     }
 
     /// Positions inside the prompt where a segment always ends, ascending, independent of the rest of the batch.
@@ -137,10 +148,11 @@ impl Request {
 
     /// Number of leading tokens of the prompt within which a cached prefix may end.
     pub(super) fn reusable(&self) -> usize {
-        match (self.trace, self.trace_from) {
-            (Some(_), Some(from)) => self.prompt.len().min(from.saturating_add(1)),
-            _ => self.prompt.len(),
-        }
+        let traced = self.trace.and(self.trace_from);
+        let alone = self.undo.iter().map(|write| write.token).chain(traced);
+        alone.fold(self.prompt.len(), |reusable, from| {
+            reusable.min(from.saturating_add(1))
+        })
     }
 }
 

@@ -16,8 +16,20 @@ pub(super) struct Planned {
     pub(super) batch: Batch,
     pub(super) step_options: StepOptions,
     pub(super) segments: Vec<PlannedSegment>,
-    /// The trace to write; the batch is then one token of one sequence. Some of these are timed too.
-    pub(super) trace: Option<(TraceChoice, bool)>,
+    /// The trace to write; the batch is then one token of one sequence.
+    pub(super) trace: Option<PlannedTrace>,
+}
+
+/// The trace of one token.
+#[derive(Clone, Copy)]
+pub(super) struct PlannedTrace {
+    pub(super) choice: TraceChoice,
+    /// Whether its operations are timed.
+    pub(super) timed: bool,
+    /// Whether its frame is an event; otherwise it is only for a write that is undone.
+    pub(super) emitted: bool,
+    /// Number of likely next tokens in the frame.
+    pub(super) likely: usize,
 }
 
 impl Planned {
@@ -82,9 +94,14 @@ impl Engine {
         };
         if let Some(index) = self.next_traced() {
             let sequence = &mut self.running[index];
-            let timed = sequence.frames.is_multiple_of(TIMED_OF);
-            sequence.frames += 1;
-            planned.trace = sequence.request.trace.map(|choice| (choice, timed));
+            let emitted = sequence.traced();
+            planned.trace = Some(PlannedTrace {
+                choice: sequence.request.trace.unwrap_or_default(),
+                timed: emitted && sequence.frames.is_multiple_of(TIMED_OF),
+                emitted,
+                likely: sequence.request.logprobs.unwrap_or(0),
+            });
+            sequence.frames += usize::from(emitted);
             let end = sequence.position + 1;
             self.add(&mut planned, index, end, Vec::new());
             return Ok(Some(planned));
@@ -92,13 +109,13 @@ impl Engine {
         let most = self.model.limits().step;
         for index in 0..self.running.len() {
             let sequence = &self.running[index];
-            if sequence.decodes() && !sequence.traced() {
+            if sequence.decodes() && !sequence.alone() {
                 let end = self.running[index].position + 1;
                 self.add(&mut planned, index, end, Vec::new());
             }
         }
         let mut prefills: Vec<usize> = (0..self.running.len())
-            .filter(|index| !self.running[*index].decodes() && !self.running[*index].traced())
+            .filter(|index| !self.running[*index].decodes() && !self.running[*index].alone())
             .collect();
         prefills.sort_by_key(|index| self.running[*index].arrival);
         for index in prefills {
@@ -130,9 +147,9 @@ impl Engine {
         Ok((!planned.segments.is_empty()).then_some(planned))
     }
 
-    /// The traced sequence whose token runs next, alone: traced sequences alternate with all others.
+    /// The sequence whose token runs next, alone: sequences that are traced alternate with all others.
     fn next_traced(&mut self) -> Option<usize> {
-        let traced = Sequence::traced;
+        let traced = Sequence::alone;
         let others = self.running.iter().any(|sequence| !traced(sequence));
         let count = self
             .running
@@ -260,7 +277,7 @@ impl Engine {
     /// same prompt need not be prefilled whole again. They are dropped if there are no slots for them.
     fn wanted(&self, index: usize, end: usize) -> Vec<usize> {
         let sequence = &self.running[index];
-        if !sequence.request.prefix_caching_enabled() {
+        if !sequence.request.cacheable() {
             return Vec::new();
         }
         let (start, prompt) = (sequence.position, &sequence.request.prompt);
@@ -319,7 +336,7 @@ impl Engine {
                 target: target(at),
             });
             planned.batch.outputs.extend(rows);
-        } else if end >= sequence.prompt() || sequence.traced() {
+        } else if end >= sequence.prompt() || sequence.alone() {
             planned.batch.outputs.push(OutputRow {
                 row: first + end - start - 1,
                 target: request.prompt.get(end).copied(),

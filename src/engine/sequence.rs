@@ -95,13 +95,29 @@ impl Sequence {
         self.position >= self.prompt()
     }
 
-    /// Whether its next token is traced, and so runs alone.
+    /// Whether its next token is traced.
     pub(super) fn traced(&self) -> bool {
         let from = self.request.trace_from.unwrap_or(usize::MAX);
         self.request.trace.is_some() && (self.decodes() || self.position >= from)
     }
 
-    /// The latest end of its next segment: the next cut, the start of its trace, or the prompt's end.
+    /// Whether its next token's writes are undone.
+    pub(super) fn undoes(&self) -> bool {
+        !self.decodes()
+            && self
+                .request
+                .undo
+                .iter()
+                .any(|write| write.token == self.position)
+    }
+
+    /// Whether its next token runs alone.
+    pub(super) fn alone(&self) -> bool {
+        self.traced() || self.undoes()
+    }
+
+    /// The latest end of its next segment: the next cut, the start of its trace, a token whose writes are undone, or the
+    /// prompt's end.
     pub(super) fn next_stop(&self) -> usize {
         let from = self
             .request
@@ -109,9 +125,12 @@ impl Sequence {
             .and(self.request.trace_from)
             .filter(|from| *from > self.position);
         let cut = self.cuts.iter().copied().find(|cut| *cut > self.position);
+        let undo = self.request.undo.iter().map(|write| write.token);
+        let undo = undo.filter(|token| *token > self.position);
         [from, cut]
             .into_iter()
             .flatten()
+            .chain(undo)
             .fold(self.prompt(), usize::min)
     }
 
@@ -120,7 +139,7 @@ impl Sequence {
     pub(super) fn checkpoint_here(&self, options: &EngineOptions, block_tokens: usize) -> bool {
         let at = self.position;
         let last = (self.prompt() - 1) / block_tokens * block_tokens;
-        self.request.prefix_caching_enabled()
+        self.request.cacheable()
             && (at == self.prompt()
                 || at == last
                 || at.is_multiple_of(options.checkpoint_blocks.max(1) * block_tokens)

@@ -53,6 +53,21 @@ pub enum EngineError {
         /// Tokens of the prompt.
         tokens: usize,
     },
+    /// A write to undo that is not there.
+    #[error("undo: the {what} should be {expected}, but is {found}")]
+    Undo {
+        /// Token, layer or head.
+        what: &'static str,
+        /// Those that are there.
+        expected: String,
+        /// The one that was named.
+        found: usize,
+    },
+    /// A request whose writes are undone cannot take part in a transfer.
+    #[error(
+        "a request with writes to undo can be neither exported nor imported: its caches are not those of its tokens"
+    )]
+    UndoTransfer,
     /// A stop string without a character.
     #[error("a stop string is empty: it would end every answer before its first character")]
     EmptyStop,

@@ -34,3 +34,4 @@ mod prefix;
 mod random;
 mod requests;
 mod snapshot;
+mod undo;

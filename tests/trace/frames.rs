@@ -16,7 +16,7 @@ fn engine(backend: Make, limits: Limits) -> Engine {
 }
 
 /// The frames of one request that runs alone.
-fn frames(backend: Make, name: &str, request: Request) -> Vec<TraceFrame> {
+pub(crate) fn frames(backend: Make, name: &str, request: Request) -> Vec<TraceFrame> {
     let mut engine = engine_on(backend(), name, limits(1, 4, 16), OPTIONS);
     engine.submit(RequestId(1), request).unwrap();
     while block_on(engine.step()) {}
@@ -28,11 +28,12 @@ fn frames(backend: Make, name: &str, request: Request) -> Vec<TraceFrame> {
     engine.take_events().filter_map(frame).collect()
 }
 
-fn choice(kda: (usize, usize), mla: (usize, usize)) -> TraceChoice {
+pub(crate) fn choice(kda: (usize, usize), mla: (usize, usize)) -> TraceChoice {
     let head = |(layer, head)| Some(TraceHead { layer, head });
     TraceChoice {
         kda: head(kda),
         mla: head(mla),
+        vectors: true,
     }
 }
 
@@ -127,6 +128,7 @@ fn check_frames(kind: &str, backend: Make) {
                     / after.decay.len() as f64;
                 close("the mean decay", numbers.decay, mean);
                 check_gates(&pair[1], after);
+                check_vectors(&pair[1], after);
                 // Keys have length one, except for the epsilon under their root.
                 let part =
                     f64::from(numbers.write) / (f64::from(numbers.beta) * f64::from(numbers.error));
@@ -158,8 +160,30 @@ fn check_gates(frame: &TraceFrame, state: &StateTrace) {
     }
 }
 
+/// The vectors of all heads are present, and those of the selected head are its own.
+fn check_vectors(frame: &TraceFrame, state: &StateTrace) {
+    let (k, v) = (state.key.len(), state.width);
+    for layer in &frame.kda {
+        assert_eq!(layer.qkv.len(), layer.heads.len() * (2 * k + v));
+    }
+    let layer = frame.kda.iter().find(|kda| kda.layer == state.layer);
+    let (keys, values) = layer.unwrap().qkv[layer.unwrap().heads.len() * k..]
+        .split_at(layer.unwrap().heads.len() * k);
+    let key = &keys[state.head * k..][..k];
+    // With the epsilon under the root of its length.
+    let square: f64 = key.iter().map(|x| f64::from(*x).powi(2)).sum();
+    for (raw, unit) in key.iter().zip(&state.key) {
+        let expected = f64::from(*raw) / (square + 1e-6).sqrt();
+        assert!(
+            (f64::from(*unit) - expected).abs() < BOUND,
+            "{unit} against {expected}"
+        );
+    }
+    assert_eq!(values[state.head * v..][..v], state.value);
+}
+
 /// The numbers of one head satisfy the recurrence: `S = diag(a) S' + beta k (v - (diag(a) S')^T k)^T`, number by number.
-fn check_recurrence(before: &StateTrace, after: &StateTrace) {
+pub(crate) fn check_recurrence(before: &StateTrace, after: &StateTrace) {
     let (k, v) = (after.decay.len(), after.width);
     assert_eq!(
         (after.key.len(), after.value.len(), after.gate.len()),

@@ -8,6 +8,7 @@ mod emulated;
 mod engine_harness;
 mod frames;
 mod operations;
+mod undo;
 
 use engine_harness::tokens;
 use kimi_linear::backend::Backend;

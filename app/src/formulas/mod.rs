@@ -6,4 +6,6 @@ pub mod experts;
 pub mod implicit;
 pub mod memory;
 pub mod recurrence;
+pub mod remembers;
+pub mod sharpness;
 pub mod spread;

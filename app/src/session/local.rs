@@ -15,23 +15,28 @@ use kimi_linear::backend::{self, Backend, BackendKind};
 use kimi_linear::checkpoint::ModelFiles;
 use kimi_linear::config::ModelConfig;
 use kimi_linear::engine::{
-    EngineHandle, EngineOptions, Event, Output, OutputProcessor, Request, RequestId,
+    EngineHandle, EngineOptions, Event, OutputProcessor, Request, RequestId, UndoWrite,
 };
 use kimi_linear::error::Error;
 use kimi_linear::llm::{Llm, LlmFiles, LlmOptions};
 use kimi_linear::model::TraceChoice;
 use kimi_linear::tokenizer::{Conversation, Tokenizer};
 
+use super::survey::Surveys;
+use super::tokens::{likely, tiles, update};
 use super::{
-    Ask, ChatId, ChatUpdate, Command, Estimate, LoadRequest, Session, Teller, Update, Wake, files,
-    ranks,
+    Ask, ChatId, ChatUpdate, Command, Estimate, LoadRequest, Session, Teller, Update, Wake,
+    compare, files, ranks,
 };
 use crate::facts::{ModelFacts, memory, sizes};
-use crate::history::TokenText;
+use crate::history::Undone;
 use crate::problem::{Problem, WayOut};
 
 /// Maximum length of a conversation whose heads' ranks are computed, for which the whole state is read back.
 const MOST_RANKED: usize = 8192;
+
+/// Number of likely tokens that are shown for each token.
+const LIKELY: usize = 5;
 
 /// Opens devices; tests substitute one that fails.
 pub type Open = Box<dyn Fn(BackendKind, Option<usize>) -> backend::Result<Box<dyn Backend>> + Send>;
@@ -56,6 +61,7 @@ pub fn start_with(wake: Wake, open: Open) -> std::io::Result<Session> {
         open,
         loaded: None,
         running: Arc::default(),
+        surveys: Surveys::default(),
         commands: received,
         later: VecDeque::new(),
     };
@@ -79,6 +85,7 @@ struct Worker {
     open: Open,
     loaded: Option<Loaded>,
     running: Jobs,
+    surveys: Surveys,
     commands: Receiver<Command>,
     /// Commands that came while a model was loading.
     later: VecDeque<Command>,
@@ -105,7 +112,14 @@ impl Worker {
                     tokens,
                     choice,
                     from,
-                } => self.retrace(chat, tokens, choice, from),
+                    answer,
+                } => self.retrace(chat, tokens, choice, from, answer),
+                Command::Undo {
+                    chat,
+                    prompt,
+                    write,
+                    max_tokens,
+                } => self.undo(chat, prompt, write, max_tokens),
                 Command::Save {
                     chat,
                     conversation,
@@ -148,6 +162,7 @@ impl Worker {
         }
         match self.try_load(request) {
             Ok((loaded, facts)) => {
+                self.surveys.clear();
                 self.loaded = Some(loaded);
                 tracing::info!(model = facts.name, device = facts.device.name, "loaded");
                 self.teller.tell(Update::Loaded(Box::new(facts)));
@@ -239,7 +254,7 @@ impl Worker {
         let request = Request {
             stop_ids: loaded.llm.files().stop_ids(),
             sampling: ask.sampling,
-            logprobs: ask.trace.map(|_| 0),
+            logprobs: ask.trace.map(|_| LIKELY),
             trace: ask.trace,
             trace_from: ask.trace.map(|_| from),
             ..Request::new(prompt.clone(), ask.max_tokens)
@@ -248,12 +263,22 @@ impl Worker {
         let tokenizer = Arc::clone(&loaded.llm.files().tokenizer);
         let (engine, jobs) = (loaded.llm.engine().clone(), Arc::clone(&self.running));
         let (mut ids, traced) = (prompt, ask.trace.is_some());
-        let kda = loaded.kda.clone();
+        let (kda, width) = (loaded.kda.clone(), loaded.llm.files().config.kda_head_dim);
+        let surveys = self.surveys.clone();
+        surveys.truncate(chat, from);
+        let answer = ids.len();
         let over = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&over);
-        let sink = OutputProcessor::new(&loaded.llm.files().tokenizer).sink(move |output| {
-            if let Event::Token { id, .. } = &output.event {
-                ids.push(*id);
+        let sink = OutputProcessor::new(&loaded.llm.files().tokenizer).sink(move |mut output| {
+            match &mut output.event {
+                Event::Token { id, .. } => ids.push(*id),
+                Event::Trace { frame, .. } => {
+                    surveys.take(chat, frame);
+                    if let Some(likely) = likely(frame, &tokenizer) {
+                        teller.chat(chat, likely);
+                    }
+                }
+                _ => {}
             }
             let finished = matches!(output.event, Event::Finished { .. });
             let last = finished || matches!(output.event, Event::Failed(_));
@@ -266,8 +291,11 @@ impl Worker {
                     .unwrap_or_else(PoisonError::into_inner)
                     .remove(&chat);
             }
-            if finished && traced && ids.len() <= MOST_RANKED {
-                rank(&engine, &teller, chat, std::mem::take(&mut ids), &kda);
+            if finished && traced {
+                score(&surveys, &teller, chat, answer, width);
+                if ids.len() <= MOST_RANKED {
+                    rank(&engine, &teller, chat, std::mem::take(&mut ids), &kda);
+                }
             }
         });
         let id = loaded.llm.engine().submit(request, sink);
@@ -300,14 +328,24 @@ impl Worker {
         });
     }
 
-    fn retrace(&self, chat: ChatId, tokens: Vec<u32>, choice: TraceChoice, from: usize) {
+    fn retrace(
+        &self,
+        chat: ChatId,
+        tokens: Vec<u32>,
+        choice: TraceChoice,
+        from: usize,
+        answer: usize,
+    ) {
         self.end_retraces();
         let Some(loaded) = &self.loaded else { return };
         let request = Request {
             trace: Some(choice),
             trace_from: Some(from),
+            logprobs: Some(LIKELY),
             ..Request::new(tokens, 0)
         };
+        let (surveys, width) = (self.surveys.clone(), loaded.llm.files().config.kda_head_dim);
+        let tokenizer = Arc::clone(&loaded.llm.files().tokenizer);
         let (teller, jobs) = (self.teller.clone(), Arc::clone(&self.running));
         let over = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&over);
@@ -315,8 +353,15 @@ impl Worker {
             request,
             Box::new(move |event| {
                 let update = match event {
-                    Event::Trace { frame, .. } => ChatUpdate::Frame(frame),
+                    Event::Trace { mut frame, .. } => {
+                        surveys.take(chat, &mut frame);
+                        if let Some(likely) = likely(&frame, &tokenizer) {
+                            teller.chat(chat, likely);
+                        }
+                        ChatUpdate::Frame(frame)
+                    }
                     Event::Finished { .. } => {
+                        score(&surveys, &teller, chat, answer, width);
                         ended.store(true, Ordering::SeqCst);
                         let mut jobs = jobs.lock().unwrap_or_else(PoisonError::into_inner);
                         if jobs.get(&chat).is_some_and(|running| running.retrace) {
@@ -336,6 +381,22 @@ impl Worker {
             }),
         );
         self.note(chat, id, true, &over);
+    }
+
+    /// Answers twice in a thread of its own, with the write and without it.
+    fn undo(&self, chat: ChatId, prompt: Vec<u32>, write: UndoWrite, max_tokens: usize) {
+        let Some(loaded) = &self.loaded else { return };
+        let (engine, teller) = (loaded.llm.engine().clone(), self.teller.clone());
+        let tokenizer = Arc::clone(&loaded.llm.files().tokenizer);
+        let request = Request {
+            stop_ids: loaded.llm.files().stop_ids(),
+            ..Request::new(prompt, max_tokens)
+        };
+        aside("undo", move || {
+            let answers = compare::answers(&engine, &tokenizer, request, write);
+            let answers = Some(answers.map_err(|error| Problem::of_answer(&error).sentence));
+            teller.chat(chat, ChatUpdate::Undone(Undone { write, answers }));
+        });
     }
 
     /// Saves in a thread of its own: the state of a long chat is large, and the next command should not wait for a disk.
@@ -429,6 +490,15 @@ fn estimate(teller: &Teller, folder: PathBuf, context: usize) {
     });
 }
 
+/// Scores every head of a chat's traced tokens, in a thread of its own.
+fn score(surveys: &Surveys, teller: &Teller, chat: ChatId, answer: usize, width: usize) {
+    let (surveys, teller) = (surveys.clone(), teller.clone());
+    aside("scores", move || {
+        let scores = surveys.scores(chat, answer, width);
+        teller.chat(chat, ChatUpdate::Scores(scores));
+    });
+}
+
 fn rank(engine: &EngineHandle, teller: &Teller, chat: ChatId, ids: Vec<u32>, kda: &[usize]) {
     let (engine, teller, kda) = (engine.clone(), teller.clone(), kda.to_vec());
     aside("ranks", move || match engine.snapshot(ids) {
@@ -471,57 +541,4 @@ impl Loaded {
         let (files, conversation) = (self.llm.files(), &ask.conversation);
         Ok(conversation.prompt(&files.tokenizer, files.template()?, &ask.question)?)
     }
-}
-
-/// Tokens with their text; `known` has log-probabilities and the positions of answers.
-fn tiles(tokenizer: &Tokenizer, ids: &[u32], known: &Conversation) -> Vec<TokenText> {
-    let mut tokens: Vec<TokenText> = ids.iter().map(|id| token(tokenizer, *id)).collect();
-    for (start, end) in known.answers() {
-        let answer = tokens.iter_mut().take(*end).skip(*start);
-        answer.for_each(|token| token.answer = true);
-    }
-    tokens
-}
-
-fn token(tokenizer: &Tokenizer, id: u32) -> TokenText {
-    let text = tokenizer
-        .piece(id)
-        .map(|segment| segment.text().into_owned());
-    TokenText {
-        id,
-        text: text.unwrap_or_default(),
-        answer: false,
-        logprob: None,
-    }
-}
-
-/// The update for the interface from an output.
-fn update(output: Output, tokenizer: &Tokenizer) -> Option<ChatUpdate> {
-    let text = output.text();
-    Some(match output.event {
-        Event::Queued { ahead } => ChatUpdate::Queued { ahead },
-        Event::Prefill { done, cached } => ChatUpdate::Prefill { done, cached },
-        Event::Scored(_) => return None,
-        // Only sent for requests whose caches are transferred.
-        Event::Reserved { .. } | Event::HandOff(_) => return None,
-        Event::Trace { frame, .. } => ChatUpdate::Frame(frame),
-        Event::Token { id, logprobs, .. } => ChatUpdate::Token {
-            token: TokenText {
-                answer: true,
-                logprob: logprobs.map(|logprobs| logprobs.logprob),
-                ..token(tokenizer, id)
-            },
-            text,
-            at: Instant::now(),
-        },
-        Event::Finished { reason, usage, .. } => ChatUpdate::Finished {
-            reason,
-            text,
-            usage,
-        },
-        Event::Failed(error) => {
-            tracing::error!("{error}");
-            ChatUpdate::Failed(Problem::of_answer(&error))
-        }
-    })
 }

@@ -2,11 +2,14 @@
 //!
 //! [`local`] runs a model in this process, [`remote`] calls a server. The app uses both through [`Session`].
 
+mod compare;
 mod files;
 pub mod local;
 mod ranks;
 pub mod remote;
 mod sse;
+mod survey;
+mod tokens;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,12 +18,12 @@ use std::time::Instant;
 
 use kimi_linear::backend::{BackendKind, Device};
 use kimi_linear::config::Memory;
-use kimi_linear::engine::{FinishReason, Sampling, Usage};
+use kimi_linear::engine::{FinishReason, Sampling, UndoWrite, Usage};
 use kimi_linear::model::{TraceChoice, TraceFrame};
 use kimi_linear::tokenizer::Conversation;
 
 use crate::facts::ModelFacts;
-use crate::history::{HeadRanks, TokenText};
+use crate::history::{HeadRanks, HeadScores, TokenText, Undone};
 use crate::problem::Problem;
 
 /// Identifies a chat of this run.
@@ -89,6 +92,19 @@ pub enum Command {
         choice: TraceChoice,
         /// The first token to be traced.
         from: usize,
+        /// The first token of the last answer.
+        answer: usize,
+    },
+    /// Answer a prompt with a token's write in the state and without it.
+    Undo {
+        /// The chat.
+        chat: ChatId,
+        /// The tokens before the answer.
+        prompt: Vec<u32>,
+        /// The write.
+        write: UndoWrite,
+        /// Maximum tokens of each answer.
+        max_tokens: usize,
     },
     /// Save a chat with the model's state.
     Save {
@@ -186,8 +202,19 @@ pub enum ChatUpdate {
     },
     /// The trace of a token.
     Frame(Box<TraceFrame>),
+    /// The likeliest tokens at a position, best first, with natural log-probabilities.
+    Likely {
+        /// The position.
+        position: usize,
+        /// The tokens.
+        tokens: Vec<(String, f32)>,
+    },
     /// The effective rank of every head's state, some time after an answer.
     Ranks(HeadRanks),
+    /// The score of every head, some time after an answer.
+    Scores(HeadScores),
+    /// The answers with and without a write.
+    Undone(Undone),
     /// The answer is complete.
     Finished {
         /// Why.

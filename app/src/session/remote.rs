@@ -110,7 +110,10 @@ impl Worker {
         self.connect();
         while let Ok(command) = commands.recv() {
             match command {
-                Command::Estimate { .. } | Command::Retrace { .. } | Command::StopLoading => {}
+                Command::Estimate { .. }
+                | Command::Retrace { .. }
+                | Command::Undo { .. }
+                | Command::StopLoading => {}
                 Command::Load(_) => self.connect(),
                 Command::Ask(ask) => self.ask(*ask),
                 Command::Stop(chat) => {

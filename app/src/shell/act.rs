@@ -22,12 +22,12 @@ impl App {
         match action {
             Action::Send => {
                 let question = self.chat().draft.trim().to_owned();
-                if !question.is_empty() && self.ask(&question) {
+                if !question.is_empty() && self.ask_own(&question) {
                     self.chat_mut().draft.clear();
                 }
             }
             Action::Ask(question) => {
-                self.ask(&question);
+                self.ask_own(&question);
             }
             Action::Stop => self.session.send(Command::Stop(self.current)),
             Action::Regenerate => self.regenerate(),
@@ -77,8 +77,19 @@ impl App {
                     self.retrace();
                 }
             }
+            Action::Wish(wish) => self.wish(ctx, wish),
             Action::WayOut(way) => self.way_out(way),
         }
+    }
+
+    /// Sends a message of the user's: an example's hint is not about it.
+    fn ask_own(&mut self, question: &str) -> bool {
+        let id = self.current;
+        let asked = self.ask(question);
+        if asked {
+            self.tried.retain(|tried| tried.0 != id);
+        }
+        asked
     }
 
     /// Sends a message in the current chat; returns whether that was possible.
@@ -188,7 +199,8 @@ impl App {
             &mut self.tree,
             &arrange::Pane::View(example.view.to_owned()),
         );
-        if let Some([layer, head]) = example.kda.filter(|_| self.demo) {
+        if self.demo {
+            let [layer, head] = example.kda;
             self.selection.kda = Some(TraceHead { layer, head });
         }
         self.ask(example.prompt);
@@ -419,6 +431,7 @@ impl App {
             .unwrap_or_default();
         if let Some(layer) = layers.get(step.from(at, layers.len())) {
             head.layer = *layer;
+            self.follows = false;
         }
     }
 
@@ -427,6 +440,7 @@ impl App {
         let heads = facts.config.kda_num_heads;
         if let Some(head) = &mut self.selection.kda {
             head.head = step.from(head.head, heads);
+            self.follows = false;
         }
     }
 

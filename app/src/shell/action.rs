@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::problem::WayOut;
 use crate::session::ChatId;
+use crate::views::Wish;
 
 /// An action. Panels push actions while they are drawn; the app executes them afterwards.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,6 +65,8 @@ pub enum Action {
     Head(Step),
     /// Run the chat's last tokens again, traced.
     Trace,
+    /// Do what a view wants.
+    Wish(Wish),
     /// Apply the remedy of a problem.
     WayOut(WayOut),
 }

@@ -7,6 +7,7 @@ use eframe::egui;
 use super::action::{Action, Pick};
 use super::{App, NOTICE, Running};
 use crate::chat::Outcome;
+use crate::demo;
 use crate::session::{ChatUpdate, Command, Update};
 
 /// Maximum time per frame for updates: a fast model sends many tokens at once.
@@ -71,9 +72,12 @@ impl App {
                 let choice = facts.first_choice();
                 self.selection = crate::selection::Selection {
                     token: None,
-                    kda: choice.kda,
+                    kda: choice
+                        .kda
+                        .map(|head| if self.demo { demo::HEAD } else { head }),
                     mla: choice.mla,
                 };
+                self.follows = true;
                 self.problem = None;
                 self.traced = None;
                 let other = self.folders.0 != self.folders.1;
@@ -99,7 +103,11 @@ impl App {
                 let Some(place) = self.place(id) else { return };
                 match self.chats[place].take(update) {
                     Outcome::Nothing => {}
-                    Outcome::Ended => self.focus = id == self.current,
+                    Outcome::Ended if id == self.current => {
+                        self.focus = true;
+                        self.select_of_example();
+                    }
+                    Outcome::Ended => {}
                     Outcome::Notice(notice) => self.tell(notice),
                     Outcome::Problem(problem) => self.problem = Some(problem),
                 }
@@ -170,12 +178,15 @@ impl App {
         let from = tokens
             .len()
             .saturating_sub(self.settings.traced_prompt.max(1));
+        let answers = self.chat().conversation.answers();
+        let answer = answers.last().map_or(0, |(start, _)| *start);
         self.retracing = true;
         self.session.send(Command::Retrace {
             chat: self.current,
             tokens,
             choice,
             from,
+            answer,
         });
     }
 }

@@ -109,7 +109,7 @@ pub fn shortcuts() -> Vec<Shortcut> {
         of(ALT, Key::PageDown, "Head after", Action::Head(Step::On)),
         of(
             COMMAND,
-            Key::Num8,
+            Key::Num9,
             "All panels side by side",
             Action::Spread,
         ),
@@ -123,6 +123,7 @@ pub fn shortcuts() -> Vec<Shortcut> {
         Key::Num5,
         Key::Num6,
         Key::Num7,
+        Key::Num8,
     ];
     for (key, view) in digits.into_iter().zip(views::all()) {
         let name = view.name();

@@ -9,6 +9,7 @@ mod bars;
 mod chat_panel;
 mod hear;
 pub mod keys;
+mod memory;
 mod play;
 mod windows;
 
@@ -92,6 +93,8 @@ pub struct App {
     next: u64,
     tried: Vec<(ChatId, usize)>,
     selection: Selection,
+    /// Whether the selected head is the one with the highest score; not after the user has chosen one.
+    follows: bool,
     /// The heads in the frames of the current chat.
     traced: Option<(ChatId, TraceChoice)>,
     /// The selected heads at the last frame.
@@ -139,6 +142,7 @@ impl App {
             folders: (None, None),
             demo: false,
             selection: Selection::default(),
+            follows: true,
             traced: None,
             wanted: None,
             retracing: false,
@@ -220,6 +224,7 @@ impl App {
 
     /// Sets the selection, as a click in a view would.
     pub fn select(&mut self, selection: Selection) {
+        self.follows &= self.selection.kda == selection.kda;
         self.selection = selection;
     }
 
@@ -230,7 +235,11 @@ impl App {
         let traced = self
             .traced
             .is_none_or(|traced| traced == (self.current, choice));
-        traced && self.changed.is_none() && !self.retracing
+        // The best head is known some time after the answer.
+        let scored = !self.settings.trace
+            || self.chat().history.scores().is_some()
+            || self.chat().history.traced().is_empty();
+        traced && scored && self.changed.is_none() && !self.retracing
     }
 
     /// The last problem, except those of answers.
@@ -245,6 +254,8 @@ impl App {
             theme::apply(ui.ctx());
         }
         self.hear(ui.ctx());
+        self.follow_best();
+        let head = self.selection.kda;
         if let Some(dark) = self.settings.dark {
             let theme = if dark {
                 egui::Theme::Dark
@@ -266,9 +277,11 @@ impl App {
         if ui.available_width() >= 40.0 && ui.available_height() >= 40.0 {
             self.draw(ui, &mut actions);
         }
+        let chosen = self.selection.kda != head;
         for action in actions {
             self.act(ui.ctx(), action);
         }
+        self.follows &= !chosen;
         self.follow(ui.ctx());
         self.play(ui.ctx());
     }
@@ -487,18 +500,21 @@ impl arrange::Draw for Panels<'_> {
                 let Some(view) = self.views.iter_mut().find(|view| view.name() == name) else {
                     return;
                 };
+                let mut wishes = Vec::new();
                 let mut context = ViewContext {
                     model: self.model,
                     history: &self.chat.history,
                     measures: &self.chat.measures,
                     selection: self.selection,
                     colours: self.colours,
+                    wishes: &mut wishes,
                 };
                 ui.push_id(name, |ui| {
                     egui::Frame::new()
                         .inner_margin(egui::Margin::symmetric(6, 4))
                         .show(ui, |ui| view.ui(ui, &mut context));
                 });
+                self.actions.extend(wishes.into_iter().map(Action::Wish));
             }
         }
     }

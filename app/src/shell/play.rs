@@ -106,6 +106,7 @@ impl App {
             Step::Kda(layer, head) => {
                 let (layer, head) = (*layer, *head);
                 self.selection.kda = Some(TraceHead { layer, head });
+                self.follows = false;
             }
             Step::Mla(layer, head) => {
                 let (layer, head) = (*layer, *head);

@@ -1,6 +1,6 @@
 //! The composition of a token's output: the implicit attention of a KDA head beside the attention row of an MLA head.
 
-use eframe::egui::{Rect, ScrollArea, Sense, Ui, Vec2};
+use eframe::egui::{self, Align2, FontId, Rect, ScrollArea, Sense, Ui, Vec2};
 use kimi_linear::model::TraceHead;
 
 use super::bars::Bars;
@@ -115,7 +115,7 @@ impl View for Attends {
             .id_salt("attends")
             .auto_shrink(false)
             .show(ui, |ui| {
-                let bar = ((ui.available_height() - 200.0) / 2.0).clamp(36.0, 160.0);
+                let bar = ((ui.available_height() - 196.0) / 2.0).clamp(36.0, 160.0);
                 if let Some(TraceHead { layer, head }) = context.selection.kda {
                     ui.label(format!(
                         "KDA layer {layer}, head {head}, implicit attention of {name}"
@@ -208,15 +208,12 @@ fn show(
     tokens: &[TokenText],
     clicked: &mut Option<usize>,
 ) {
-    ui.horizontal(|ui| {
-        ui.spacing_mut().item_spacing.x = 6.0;
-        let full = short(f64::from(bars.scale));
-        ui.weak(format!("a full bar is {full}"));
-        ui.weak(format!("tokens 0 to {}", bars.tokens - 1));
-    });
-    let size = Vec2::new(ui.available_width(), height);
-    let (rect, _): (Rect, _) = ui.allocate_exact_size(size, Sense::hover());
+    let size = Vec2::new(ui.available_width(), height + WORDS);
+    let (whole, _): (Rect, _) = ui.allocate_exact_size(size, Sense::hover());
+    let (rect, below) = whole.split_top_bottom_at_y(whole.bottom() - WORDS);
     let (response, at) = bars.show(ui, rect, ui.scope_id().with(bars.label));
+    axis(ui, bars, rect);
+    words(ui, bars, below, tokens);
     let Some(at) = at else {
         return;
     };
@@ -230,6 +227,66 @@ fn show(
     response.on_hover_text_at_pointer(format!("{} {value}", token(tokens, at)));
 }
 
+/// Height of the words under the bars.
+const WORDS: f32 = 15.0;
+
+/// The values at the ends of the bars.
+fn axis(ui: &Ui, bars: &Bars<'_>, rect: Rect) {
+    let (font, colour) = (FontId::proportional(11.0), ui.visuals().weak_text_color());
+    let full = short(f64::from(bars.scale));
+    let painter = ui.painter();
+    let at = rect.left_top() + Vec2::new(3.0, 1.0);
+    painter.text(at, Align2::LEFT_TOP, &full, font.clone(), colour);
+    if bars.signed {
+        let at = rect.left_bottom() + Vec2::new(3.0, -1.0);
+        painter.text(at, Align2::LEFT_BOTTOM, format!("-{full}"), font, colour);
+    }
+}
+
+/// The tokens of the highest bars, under them as far as they do not overlap.
+fn words(ui: &Ui, bars: &Bars<'_>, below: Rect, tokens: &[TokenText]) {
+    let (font, colour) = (FontId::monospace(11.0), ui.visuals().text_color());
+    let each = below.width() / bars.tokens.max(1) as f32;
+    let mut taken: Vec<egui::Rangef> = Vec::new();
+    for (at, value) in largest(bars.first, bars.values, 24) {
+        let Some(token) = tokens.get(at) else {
+            continue;
+        };
+        if value.abs() < 0.04 * bars.scale {
+            break;
+        }
+        let text = visible(token.text.trim()).to_owned();
+        let galley = ui.painter().layout_no_wrap(text, font.clone(), colour);
+        let middle = below.left() + (at as f32 + 0.5) * each;
+        let half = galley.size().x / 2.0;
+        let middle = middle.clamp(
+            below.left() + half,
+            (below.right() - half).max(below.left() + half),
+        );
+        let range = egui::Rangef::new(middle - half - 2.0, middle + half + 2.0);
+        if taken.iter().any(|other| other.intersects(range)) {
+            continue;
+        }
+        taken.push(range);
+        let at = egui::pos2(middle - half, below.top() + 1.0);
+        ui.painter().galley(at, galley, colour);
+    }
+}
+
+/// The positions with the largest weights, at most `most`, the largest first.
+fn largest(first: usize, weights: &[f32], most: usize) -> Vec<(usize, f32)> {
+    let mut best: Vec<(usize, f32)> = Vec::with_capacity(most + 1);
+    for (at, weight) in weights.iter().enumerate() {
+        let size = weight.abs();
+        if size > 1e-4 && (best.len() < most || size > best[best.len() - 1].1.abs()) {
+            let place = best.partition_point(|(_, other)| other.abs() >= size);
+            best.insert(place, (first + at, *weight));
+            best.truncate(most);
+        }
+    }
+    best
+}
+
 /// The tokens with the largest weights.
 fn chips(
     ui: &mut Ui,
@@ -238,15 +295,7 @@ fn chips(
     tokens: &[TokenText],
     clicked: &mut Option<usize>,
 ) {
-    let mut best: Vec<(usize, f32)> = Vec::with_capacity(7);
-    for (at, weight) in weights.iter().enumerate() {
-        let size = weight.abs();
-        if size > 1e-4 && (best.len() < 6 || size > best[best.len() - 1].1.abs()) {
-            let place = best.partition_point(|(_, other)| other.abs() >= size);
-            best.insert(place, (first + at, *weight));
-            best.truncate(6);
-        }
-    }
+    let best = largest(first, weights, 6);
     ui.horizontal_wrapped(|ui| {
         ui.weak("largest");
         for (at, weight) in best {

@@ -1,13 +1,15 @@
 //! The routing of tokens to experts: occupancy by layer, this token's experts, and the balance of the load.
 
+use std::collections::HashMap;
+
 use eframe::egui::{
     Align2, FontId, Rect, Role, ScrollArea, Sense, Stroke, StrokeKind, Ui, Vec2, WidgetInfo, pos2,
 };
 
 use super::colour_map::Map;
-use super::format::{short, token};
+use super::format::{short, token, visible};
 use super::half_lives::capital;
-use super::heat_map::{Cells, HeatMap, legend};
+use super::heat_map::{Cell, Cells, HeatMap, legend};
 use super::{Help, View, ViewContext, no_room, placeholder};
 use crate::formulas::experts::{effective_experts, imbalance};
 use crate::history::History;
@@ -65,6 +67,29 @@ impl Occupancy {
     }
 }
 
+/// The words that went to an expert most often, with their numbers: of the counted tokens up to a position, for a layer's row
+/// and an expert's column.
+fn words(history: &History, position: usize, cell: Cell) -> String {
+    const MOST: usize = 6;
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    for at in (position + 1).saturating_sub(WINDOW)..=position {
+        let layer = history
+            .frame(at)
+            .and_then(|frame| frame.experts.get(cell.row));
+        let sent = layer.is_some_and(|layer| layer.experts.contains(&(cell.column as u32)));
+        if let Some(token) = history.tokens().get(at).filter(|_| sent) {
+            *counts.entry(token.text.trim()).or_default() += 1;
+        }
+    }
+    let mut counts: Vec<(&str, usize)> = counts.into_iter().collect();
+    counts.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+    let best = counts.iter().take(MOST);
+    let best: Vec<String> = best
+        .map(|(text, count)| format!("“{}” {count}", visible(text)))
+        .collect();
+    best.join(", ")
+}
+
 /// The view.
 #[derive(Default)]
 pub(super) struct Experts {
@@ -85,9 +110,9 @@ impl View for Experts {
                     tokens were sent to that expert; outlined cells are the selected token's own. Beside each layer stands how uneven \
                     its load is.",
             formula: "busiest = the busiest expert's tokens / an even share of them\n\
-                      uses = exp(-sum p ln p) over the experts' shares p: so many would carry this load evenly",
-            look_for: "An even load has a busiest expert near 1 and uses as many experts as there are. Bright columns are experts that \
-                       do most of the work. Step through the text to see which kinds of tokens share a lane.",
+                      spread over = exp(-sum p ln p) over the experts' shares p: so many would carry this load evenly",
+            look_for: "An even load has a busiest expert near 1 and is spread over as many experts as there are. Bright columns are experts that \
+                       do most of the work. Step through the text to see which kinds of tokens share experts; the pointer on a cell lists the words that it gets.",
         }
     }
 
@@ -125,12 +150,12 @@ impl View for Experts {
         let occupancy = &self.occupancy;
         let most = occupancy.counts.iter().copied().max().unwrap_or(0) as f32;
         ui.horizontal_wrapped(|ui| {
-            ui.label(format!("lanes of {name}"));
+            ui.label(format!("experts chosen by {name}"));
             ui.weak(format!("over the last {} traced tokens", occupancy.tokens));
             legend(ui, Map::Magnitude, "0", &format!("{most} tokens"));
         });
         let rows = occupancy.layers.len().max(1);
-        let (labels, beside) = (52.0, 178.0);
+        let (labels, beside) = (52.0, 212.0);
         let room = ui.available_size();
         let width = (room.x - labels - beside - 14.0).max(40.0);
         let high = ((room.y - 22.0) / rows as f32).clamp(10.0, 30.0);
@@ -183,7 +208,7 @@ impl View for Experts {
                     let even = match (imbalance(counts), effective_experts(counts)) {
                         (Some(busiest), Some(used)) => {
                             format!(
-                                "busiest {} ×, uses {} of {}",
+                                "busiest {} ×, spread over {} of {}",
                                 short(busiest),
                                 short(used),
                                 counts.len()
@@ -243,6 +268,10 @@ impl View for Experts {
                     );
                     if let Some(weight) = weight {
                         text += &format!(", this token with weight {}", short(f64::from(*weight)));
+                    }
+                    let words = words(history, position, cell);
+                    if !words.is_empty() {
+                        text += &format!("\nmost often: {words}");
                     }
                     response.on_hover_text_at_pointer(text);
                 }

@@ -2,7 +2,7 @@
 
 use crate::history::TokenText;
 
-/// Three significant digits: `0.0123`, `4.56`, `789`, `1.2e-6`.
+/// Three significant digits below a thousand, whole numbers above: `0.0123`, `4.56`, `789`, `12 345`, `1.2e-6`.
 #[must_use]
 pub fn short(x: f64) -> String {
     let size = x.abs();
@@ -16,25 +16,15 @@ pub fn short(x: f64) -> String {
         } else {
             "-∞".to_owned()
         }
-    } else if !(1e-3..1e5).contains(&size) {
+    } else if !(1e-3..1e9).contains(&size) {
         format!("{x:.1e}")
+    } else if size >= 999.5 {
+        let sign = if x < 0.0 { "-" } else { "" };
+        format!("{sign}{}", count(size.round() as u64))
     } else {
         let digits = (2 - size.log10().floor() as i32).max(0);
         format!("{x:.*}", digits as usize)
     }
-}
-
-/// A size for display: `1.50 MiB`.
-#[must_use]
-pub fn bytes(count: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut size = count as f64;
-    let mut unit = 0;
-    while size >= 1024.0 && unit + 1 < units.len() {
-        size /= 1024.0;
-        unit += 1;
-    }
-    format!("{} {}", short(size), units[unit])
 }
 
 /// An integer with separated thousands: `1 234 567`.
@@ -90,7 +80,8 @@ mod tests {
             (-4.561, "-4.56"),
             (45.61, "45.6"),
             (789.4, "789"),
-            (12_345.0, "12345"),
+            (999.7, "1\u{202f}000"),
+            (-12_345.0, "-12\u{202f}345"),
             (1.23e-6, "1.2e-6"),
             (-5.0e9, "-5.0e9"),
             (f64::INFINITY, "∞"),
@@ -99,8 +90,6 @@ mod tests {
         for (x, text) in cases {
             assert_eq!(short(x), text);
         }
-        assert_eq!(bytes(1_572_864), "1.50 MiB");
-        assert_eq!(bytes(0), "0 B");
         assert_eq!(count(1_234_567), "1\u{202f}234\u{202f}567");
         assert_eq!(
             (visible(""), visible("a\n")),

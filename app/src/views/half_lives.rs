@@ -1,7 +1,7 @@
 //! How long channels of the state keep their content: a histogram of half-lives at one token.
 
 use eframe::egui::{self, Color32, Rangef, Sense, Ui, Vec2};
-use egui_plot::{AxisHints, Bar, BarChart, GridInput, GridMark, Plot};
+use egui_plot::{AxisHints, Bar, BarChart, GridInput, GridMark, LineStyle, Plot, VLine};
 use kimi_linear::model::{TraceFrame, TraceHead};
 
 use super::format::{short, token};
@@ -45,7 +45,7 @@ impl Group {
 
     fn sentence(&self) -> String {
         format!(
-            "median {} tokens, {:.0} % below one token, {:.0} % above a thousand",
+            "half of the channels still hold half after {} tokens; {:.0} % forget within one token, {:.0} % keep for a thousand",
             short(self.median),
             100.0 * self.ends.0,
             100.0 * self.ends.1
@@ -157,6 +157,10 @@ impl View for HalfLives {
         };
         legend(colours.kda, format!("this head, {}", mine.sentence()));
         legend(grey, format!("{against}, {}", others.sentence()));
+        legend(
+            colours.accent,
+            format!("the conversation so far, {} tokens", position + 1),
+        );
         let bars = |group: &Group, width: f64, colour: Color32| -> Vec<Bar> {
             let first = f64::from(DECADES.0);
             let middle = |bin: usize| first + (bin as f64 + 0.5) / PER_DECADE as f64;
@@ -193,6 +197,8 @@ impl View for HalfLives {
             .show(ui, |plot| {
                 plot.bar_chart(back);
                 plot.bar_chart(front);
+                let here = VLine::new("this token", ((position + 1) as f64).log10());
+                plot.vline(here.color(colours.accent).style(LineStyle::dashed_dense()));
             });
     }
 }
@@ -214,7 +220,7 @@ fn decade(exponent: f64) -> String {
         at @ ..0 => format!("{:.*}", at.unsigned_abs() as usize, 10.0_f64.powi(at)),
         at @ 0..3 => format!("{}", 10_i64.pow(at as u32)),
         at @ 3..6 => format!("{}k", 10_i64.pow(at as u32 - 3)),
-        _ => "1M".to_owned(),
+        _ => "1M and more".to_owned(),
     }
 }
 

@@ -1,19 +1,19 @@
 //! The map of all heads: KDA layers coloured by one statistic of their states, with the MLA layers between them.
 
 use eframe::egui::{
-    self, Align2, CornerRadius, FontId, Rect, Role, ScrollArea, Sense, Stroke, StrokeKind, Ui,
-    Vec2, WidgetInfo,
+    self, Align2, Color32, CornerRadius, FontId, Rect, Role, ScrollArea, Sense, Stroke, StrokeKind,
+    Ui, Vec2, WidgetInfo,
 };
 use kimi_linear::config::Attention;
 use kimi_linear::model::{TraceFrame, TraceHead};
 
-use super::colour_map::Map;
+use super::colour_map::{Map, text_on};
 use super::format::{short, token};
 use super::half_lives::capital;
 use super::heat_map::legend;
 use super::{Help, View, ViewContext, no_room, placeholder};
 use crate::formulas::spread::median_half_life;
-use crate::history::HeadRanks;
+use crate::history::History;
 
 /// The statistic of a head's colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,11 +26,19 @@ pub(super) enum Statistic {
     HalfLife,
     /// The effective rank of the state.
     Rank,
+    /// How sharply what it reads names what it wrote.
+    Sharpness,
 }
 
 impl Statistic {
     /// All of them, in the order of the menu.
-    pub(super) const ALL: [Self; 4] = [Self::Norm, Self::Change, Self::HalfLife, Self::Rank];
+    pub(super) const ALL: [Self; 5] = [
+        Self::Sharpness,
+        Self::Norm,
+        Self::Change,
+        Self::HalfLife,
+        Self::Rank,
+    ];
 
     /// Its name.
     #[must_use]
@@ -40,28 +48,29 @@ impl Statistic {
             Self::Change => "relative change",
             Self::HalfLife => "half-life in tokens",
             Self::Rank => "effective rank",
+            Self::Sharpness => "names what it wrote",
         }
     }
 
-    /// The values of a layer's heads. Norm, change and half-life are those of the frame's token; ranks are those of the full
-    /// states at the end of an answer.
+    /// The values of a layer's heads. Norm, change and half-life are those of the frame's token; ranks and scores are those at
+    /// the end of an answer.
     #[must_use]
-    pub(super) fn of(
-        self,
-        frame: &TraceFrame,
-        ranks: Option<&HeadRanks>,
-        layer: usize,
-    ) -> Vec<f32> {
-        if self == Self::Rank {
-            let found = ranks.and_then(|ranks| ranks.layers.iter().find(|(at, _)| *at == layer));
-            return found.map(|(_, ranks)| ranks.clone()).unwrap_or_default();
+    pub(super) fn of(self, frame: &TraceFrame, history: &History, layer: usize) -> Vec<f32> {
+        let of = |layers: Option<&Vec<(usize, Vec<f32>)>>| {
+            let found = layers.and_then(|layers| layers.iter().find(|(at, _)| *at == layer));
+            found.map(|(_, heads)| heads.clone()).unwrap_or_default()
+        };
+        match self {
+            Self::Rank => return of(history.ranks().map(|ranks| &ranks.layers)),
+            Self::Sharpness => return of(history.scores().map(|scores| &scores.layers)),
+            Self::Norm | Self::Change | Self::HalfLife => {}
         }
         let Some(kda) = frame.kda.iter().find(|kda| kda.layer == layer) else {
             return Vec::new();
         };
         let heads = kda.heads.iter();
         match self {
-            Self::Norm | Self::Rank => heads.map(|head| head.state).collect(),
+            Self::Norm | Self::Rank | Self::Sharpness => heads.map(|head| head.state).collect(),
             Self::Change => heads
                 .map(|head| {
                     if head.state > 0.0 {
@@ -104,6 +113,8 @@ pub(super) struct Heads {
     /// By layer; empty for MLA layers.
     numbers: Vec<Vec<f32>>,
     scale: (f32, f32),
+    /// The sizes of each head's writes at the last tokens, by layer and head.
+    lines: Vec<Vec<Vec<f32>>>,
 }
 
 impl Default for Heads {
@@ -113,6 +124,7 @@ impl Default for Heads {
             key: None,
             numbers: Vec::new(),
             scale: (0.0, 1.0),
+            lines: Vec::new(),
         }
     }
 }
@@ -126,11 +138,13 @@ impl View for Heads {
         Help {
             shows: "Every head of every layer, from the first layer at the top. KDA heads are coloured by one statistic of their \
                     state at the selected token; MLA layers are outlined in their place and keep all latents instead of a state. \
-                    Click a head, and all panels show it.",
+                    Where there is room, a head's line is how much it wrote at each of the last tokens. Click a head, and all panels \
+                    show it.",
             formula: "state norm = |S|, the Frobenius norm\n\
                       relative change = |b k (v - S'k)'| / |S|\n\
                       half-life = the median of ln 2 / -g over the head's channels, in tokens\n\
-                      effective rank = (sum s^2)^2 / sum s^4 over the singular values s of S, when the answer ended",
+                      effective rank = (sum s^2)^2 / sum s^4 over the singular values s of S, when the answer ended\n\
+                      names what it wrote = how far the value it reads is that of one earlier write, from 0 to 1",
             look_for: "Some heads write at every token and forget at once; others change rarely and have long half-lives: those hold \
                        facts. A head of low rank holds few things, however large its norm.",
         }
@@ -162,8 +176,9 @@ impl View for Heads {
             self.key = Some(key);
             let layers = 0..model.config.layers.len();
             self.numbers = layers
-                .map(|layer| self.statistic.of(frame, history.ranks(), layer))
+                .map(|layer| self.statistic.of(frame, history, layer))
                 .collect();
+            self.lines = lines(history, position, model.config.layers.len());
             let all = self
                 .numbers
                 .iter()
@@ -192,6 +207,9 @@ impl View for Heads {
                     ui.weak(format!("after {} tokens", ranks.position))
                 }
                 (Statistic::Rank, None) => ui.weak("taken when an answer has ended"),
+                (Statistic::Sharpness, _) => {
+                    ui.weak("over the traced tokens, when an answer has ended")
+                }
                 _ => ui.weak(format!("at {name}")),
             };
         });
@@ -211,7 +229,73 @@ impl View for Heads {
     }
 }
 
+/// Number of tokens of a head's line.
+const LINE: usize = 64;
+
+/// Models of more heads than this have no room for lines.
+const MOST_LINES: usize = 256;
+
+/// The sizes of every head's writes at the last tokens up to a position, by layer and head.
+fn lines(history: &History, position: usize, layers: usize) -> Vec<Vec<Vec<f32>>> {
+    let mut lines = vec![Vec::new(); layers];
+    let frames = (position + 1).saturating_sub(LINE)..=position;
+    for frame in frames.filter_map(|at| history.frame(at)) {
+        if frame
+            .kda
+            .iter()
+            .map(|layer| layer.heads.len())
+            .sum::<usize>()
+            > MOST_LINES
+        {
+            return Vec::new();
+        }
+        for layer in &frame.kda {
+            let Some(heads) = lines.get_mut(layer.layer) else {
+                continue;
+            };
+            heads.resize(layer.heads.len(), Vec::with_capacity(LINE));
+            for (line, numbers) in heads.iter_mut().zip(&layer.heads) {
+                line.push(numbers.write);
+            }
+        }
+    }
+    lines
+}
+
 impl Heads {
+    /// Draws a head's line into its cell, if there is room.
+    fn line(
+        &self,
+        painter: &egui::Painter,
+        cell: Rect,
+        layer: usize,
+        head: usize,
+        colour: Color32,
+    ) {
+        let line = self.lines.get(layer).and_then(|heads| heads.get(head));
+        let Some(line) = line.filter(|line| line.len() > 1) else {
+            return;
+        };
+        if cell.width() < 24.0 || cell.height() < 14.0 {
+            return;
+        }
+        let most = line
+            .iter()
+            .copied()
+            .filter(|x| x.is_finite())
+            .fold(1e-6, f32::max);
+        let inner = cell.shrink2(Vec2::new(3.0, 3.0));
+        let points = line.iter().enumerate().map(|(at, write)| {
+            let x = inner.left() + inner.width() * at as f32 / (line.len() - 1) as f32;
+            egui::pos2(
+                x,
+                inner.bottom() - inner.height() * (write / most).clamp(0.0, 1.0),
+            )
+        });
+        let stroke = Stroke::new(1.0, colour);
+        painter.add(egui::Shape::line(points.collect(), stroke));
+    }
+
     fn map(&self, ui: &mut Ui, context: &mut ViewContext<'_>) {
         let Some(model) = context.model else {
             return;
@@ -265,7 +349,9 @@ impl Heads {
                         match number {
                             Some(number) => {
                                 let place = self.statistic.place(number, self.scale);
-                                painter.rect_filled(cell, round, Map::Magnitude.colour(place));
+                                let fill = Map::Magnitude.colour(place);
+                                painter.rect_filled(cell, round, fill);
+                                self.line(&painter, cell, layer, head, text_on(fill));
                             }
                             None => {
                                 let colour = if is_kda {

@@ -10,11 +10,15 @@ pub mod format;
 mod half_lives;
 mod heads;
 mod heat_map;
+mod matrix;
+mod remembers;
 mod state;
 mod throughput;
 mod tokens;
+pub mod tour;
 
 use eframe::egui;
+use kimi_linear::engine::UndoWrite;
 
 use crate::facts::ModelFacts;
 use crate::history::History;
@@ -45,6 +49,19 @@ pub struct ViewContext<'a> {
     pub selection: &'a mut Selection,
     /// The colours of the appearance.
     pub colours: &'a Colours,
+    /// What a view wants of the app.
+    pub wishes: &'a mut Vec<Wish>,
+}
+
+/// What a view cannot do itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Bring a view to the front.
+    Show(&'static str),
+    /// Select the head with the highest score after every answer.
+    Follow,
+    /// Answer the last question with a write undone, and without.
+    Undo(UndoWrite),
 }
 
 /// A panel.
@@ -63,9 +80,10 @@ pub trait View {
 #[must_use]
 pub fn all() -> Vec<Box<dyn View>> {
     vec![
+        Box::<remembers::Remembers>::default(),
         Box::<tokens::Tokens>::default(),
-        Box::<heads::Heads>::default(),
         Box::<state::State>::default(),
+        Box::<heads::Heads>::default(),
         Box::<half_lives::HalfLives>::default(),
         Box::<attention::Attends>::default(),
         Box::<experts::Experts>::default(),

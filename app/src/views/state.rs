@@ -1,12 +1,15 @@
 //! One head's matrix, what one token changed in it, and the five lines of the recurrence in slow motion.
 
-use eframe::egui::{self, Align2, FontId, Pos2, Rect, RichText, ScrollArea, Sense, Ui, Vec2};
+use eframe::egui::{self, Rect, RichText, ScrollArea, Sense, Ui, Vec2};
 use kimi_linear::model::{StateTrace, TraceHead};
 
 use super::colour_map::Map;
 use super::format::{short, token};
 use super::half_lives::capital;
-use super::heat_map::{Cells, HeatMap, legend};
+use super::heat_map::{HeatMap, legend};
+use super::matrix::{
+    BESIDE, GAP, LABELS, Matrix, Painted, Room, Strip, caption, flow, most, strips,
+};
 use super::{Help, View, ViewContext, no_room, placeholder};
 use crate::formulas::recurrence::{Recurrence, norm, recurrence};
 use crate::history::History;
@@ -169,16 +172,6 @@ impl View for State {
     }
 }
 
-fn most(values: impl Iterator<Item = f32>) -> f32 {
-    values.fold(0.0, |most: f32, x| {
-        if x.is_finite() {
-            most.max(x.abs())
-        } else {
-            most
-        }
-    })
-}
-
 impl State {
     fn compute(&mut self, history: &History, position: usize, head: TraceHead, trace: &StateTrace) {
         let shown = Shown {
@@ -279,7 +272,7 @@ impl State {
             };
         }
         ui.ctx()
-            .request_repaint_after(std::time::Duration::from_millis(100));
+            .request_repaint_after(std::time::Duration::from_millis(40));
     }
 
     fn header(&mut self, ui: &mut Ui, context: &ViewContext<'_>, name: &str, head: TraceHead) {
@@ -308,217 +301,74 @@ impl State {
         let Some((version, _, left, right)) = &self.picked else {
             return;
         };
-        let version = version * 8 + self.line.map_or(0, |line| line as u64 + 1);
+        debug_assert_eq!(left.len(), trace.decay.len() * trace.width);
         let (state_scale, change_scale) = self.locked.unwrap_or(self.scale);
-        let room = ui.available_width();
-        // Labels of the strips below, then the three strips beside the matrix.
-        let (labels, beside, strip, gap) = (34.0, 42.0, 11.0, 14.0);
-        let two = room >= 430.0;
-        let wide = if two {
-            (room - labels - beside - 2.0 * gap) / 2.0
-        } else {
-            room - labels - beside - gap
-        };
-        let high = if two {
-            ui.available_height() - 240.0
-        } else {
-            (ui.available_height() - 330.0) / 2.0
-        };
-        let high = high.max(130.0);
-        let side = wide.min(high).clamp(40.0, 640.0);
-        let left_size = Vec2::new(labels + beside + side, 18.0 + side + 7.0 * (strip + 3.0));
-        let map = Map::Signed {
-            dark: context.colours.dark,
-        };
         let names = self.captions();
         let with = |name: &str, scale: f32| format!("{name}, ±{}", short(f64::from(scale)));
-        let captions = (with(names.0, state_scale), with(names.1, change_scale));
-        let small = FontId::proportional(11.5);
-        let plain = ui.visuals().text_color();
-        let k = trace.decay.len();
-        let show = |ui: &Ui,
-                    heat: &mut HeatMap,
-                    rect: Rect,
-                    name: &str,
-                    values: &[f32],
-                    columns: usize,
-                    scale: f32,
-                    map: Map| {
-            let scale = if map == Map::Magnitude {
-                (0.0, scale)
-            } else {
-                (-scale, scale)
-            };
-            let cells = Cells {
-                label: name,
-                version,
-                columns,
-                values: &|| values.to_vec(),
-                count: values.len(),
-                scale,
-                map,
-            };
-            let (response, cell) = heat.show(ui, rect, ui.scope_id().with(("state", name)), &cells);
-            if let Some(cell) = cell {
-                let value = values
-                    .get(cell.row * columns + cell.column)
-                    .copied()
-                    .unwrap_or_default();
-                let place = match (values.len() / columns.max(1), columns) {
-                    (1, _) => format!("{}", cell.column),
-                    (_, 1) => format!("{}", cell.row),
-                    _ => format!("row {}, column {}", cell.row, cell.column),
-                };
-                response.on_hover_text_at_pointer(format!(
-                    "{name}, {place}, {}",
-                    short(f64::from(value))
-                ));
-            }
+        let room = Room::of(ui);
+        let captions = room.captions(
+            ui,
+            &with(names.0, state_scale),
+            &with(names.1, change_scale),
+        );
+        let painted = Painted {
+            version: version * 8 + self.line.map_or(0, |line| line as u64 + 1),
+            map: Map::Signed {
+                dark: context.colours.dark,
+            },
+            caption: captions.0.size().y.max(captions.1.size().y) + 15.0,
         };
+        let moving = self.next.map(|next| {
+            let now = ui.input(|input| input.time);
+            (1.0 - (next - now) / PAUSE).clamp(0.0, 1.0) as f32
+        });
         let [first, second, maps @ ..] = &mut self.maps;
+        let strips = strips(trace, self.lines.as_ref(), painted.map);
         let mut draw_left = |ui: &mut Ui| {
-            let (rect, _) = ui.allocate_exact_size(left_size, Sense::hover());
-            let painter = ui.painter_at(rect);
-            let corner = rect.min + Vec2::new(labels + beside, 18.0);
-            let square = Rect::from_min_size(corner, Vec2::splat(side));
-            painter.text(
-                corner - Vec2::new(0.0, 3.0),
-                Align2::LEFT_BOTTOM,
-                &captions.0,
-                small.clone(),
-                plain,
-            );
-            show(
-                ui,
-                first,
-                square,
-                names.0,
-                left,
-                trace.width,
-                state_scale,
-                map,
-            );
-            let keys = most(trace.key.iter().copied());
-            let queries = most(trace.query.iter().copied());
-            let columns: [(&str, &str, &[f32], f32, Map); 3] = [
-                ("a", "decay a by row", &trace.decay, 1.0, Map::Magnitude),
-                ("k", "key k by row", &trace.key, keys, map),
-                ("q", "query q by row", &trace.query, queries, map),
-            ];
-            for (i, (label, name, values, scale, map)) in columns.into_iter().enumerate() {
-                let x = corner.x - 3.0 - (3 - i) as f32 * (strip + 2.0) + 2.0;
-                let strip = Rect::from_min_size(Pos2::new(x, corner.y), Vec2::new(strip, side));
-                let top = strip.center_top() - Vec2::new(0.0, 3.0);
-                painter.text(top, Align2::CENTER_BOTTOM, label, small.clone(), plain);
-                show(ui, &mut maps[i], strip, name, values, 1, scale, map);
-            }
-            let narrow = |values: &[f64]| values.iter().map(|x| *x as f32).collect::<Vec<f32>>();
-            let none = Vec::new();
-            let (read, error, output) =
-                self.lines
-                    .as_ref()
-                    .map_or((none.clone(), none.clone(), none), |lines| {
-                        (
-                            narrow(&lines.read),
-                            narrow(&lines.error),
-                            narrow(&lines.output),
-                        )
-                    });
-            let values = most(trace.value.iter().chain(&read).chain(&error).copied());
-            let rows: [(&str, &str, &[f32], f32, Map); 5] = [
-                ("v", "value v by column", &trace.value, values, map),
-                ("r", "read r by column", &read, values, map),
-                ("e", "error e by column", &error, values, map),
-                (
-                    "o",
-                    "output o by column",
-                    &output,
-                    most(output.iter().copied()),
-                    map,
-                ),
-                (
-                    "gate",
-                    "output gate by column",
-                    &trace.gate,
-                    1.0,
-                    Map::Magnitude,
-                ),
-            ];
-            let place = |i: usize| {
-                let y = square.bottom() + 4.0 + i as f32 * (strip + 3.0);
-                Rect::from_min_size(Pos2::new(corner.x, y), Vec2::new(side, strip))
+            let size = Vec2::new(room.left(), painted.caption + room.side + room.below());
+            let (rect, _) = ui.allocate_exact_size(size, Sense::hover());
+            let corner = rect.min + Vec2::new(LABELS + BESIDE, painted.caption);
+            let square = Rect::from_min_size(corner, Vec2::splat(room.side));
+            caption(ui, rect.min, &captions.0);
+            let matrix = Matrix {
+                name: names.0,
+                values: left,
+                columns: trace.width,
+                scale: state_scale,
+                map: painted.map,
             };
-            let mut i = 0;
-            for (at, (label, name, values, scale, map)) in rows.into_iter().enumerate() {
-                if values.is_empty() {
-                    continue;
-                }
-                let rect = place(i);
-                i += 1;
-                let left = rect.left_center() - Vec2::new(5.0, 0.0);
-                painter.text(left, Align2::RIGHT_CENTER, label, small.clone(), plain);
-                show(
-                    ui,
-                    &mut maps[3 + at],
-                    rect,
-                    name,
-                    values,
-                    values.len(),
-                    scale,
-                    map,
-                );
+            painted.show(ui, first, square, &matrix);
+            let places = painted.strips(ui, maps, square, &strips);
+            painted.strength(ui, places.after_rows, trace.beta, context.colours.kda);
+            if let (Some(line), Some(part)) = (self.line, moving) {
+                flow(ui, line, &places, part, context.colours.accent);
             }
-            // The write strength is one number: a bar that is full at 1.
-            let rect = place(i);
-            let left = rect.left_center() - Vec2::new(5.0, 0.0);
-            painter.text(left, Align2::RIGHT_CENTER, "b", small.clone(), plain);
-            painter.rect_filled(rect, 2.0, ui.visuals().faint_bg_color);
-            let full = Vec2::new(rect.width() * trace.beta.clamp(0.0, 1.0), rect.height());
-            painter.rect_filled(
-                Rect::from_min_size(rect.min, full),
-                2.0,
-                context.colours.kda,
-            );
-            let bar = ui.interact(rect, ui.scope_id().with("beta"), Sense::hover());
-            let beta = format!("write strength b {}", short(f64::from(trace.beta)));
-            bar.widget_info(|| {
-                egui::WidgetInfo::labeled(egui::Role::ProgressIndicator, true, &beta)
-            });
-            bar.on_hover_text(beta.as_str());
         };
         let mut draw_right = |ui: &mut Ui| {
-            let (rect, _) = ui.allocate_exact_size(Vec2::new(side, 18.0 + side), Sense::hover());
-            let corner = rect.min + Vec2::new(0.0, 18.0);
-            let square = Rect::from_min_size(corner, Vec2::splat(side));
-            let painter = ui.painter_at(rect);
+            let width = room.side.max(captions.1.size().x);
+            let size = Vec2::new(width, painted.caption + room.side);
+            let (rect, _) = ui.allocate_exact_size(size, Sense::hover());
+            let corner = rect.min + Vec2::new(0.0, painted.caption);
+            let square = Rect::from_min_size(corner, Vec2::splat(room.side));
             if right.is_empty() {
                 let text =
                     "The token before was not traced with this head: what changed cannot be shown.";
                 ui.put(square, egui::Label::new(RichText::new(text).weak()).wrap());
                 return;
             }
-            painter.text(
-                corner - Vec2::new(0.0, 3.0),
-                Align2::LEFT_BOTTOM,
-                &captions.1,
-                small.clone(),
-                plain,
-            );
-            show(
-                ui,
-                second,
-                square,
-                names.1,
-                right,
-                trace.width,
-                change_scale,
-                map,
-            );
+            caption(ui, rect.min, &captions.1);
+            let matrix = Matrix {
+                name: names.1,
+                values: right,
+                columns: trace.width,
+                scale: change_scale,
+                map: painted.map,
+            };
+            painted.show(ui, second, square, &matrix);
         };
-        debug_assert_eq!(left.len(), k * trace.width);
-        if two {
+        if room.two {
             ui.horizontal_top(|ui| {
-                ui.spacing_mut().item_spacing.x = gap;
+                ui.spacing_mut().item_spacing.x = GAP;
                 draw_left(ui);
                 draw_right(ui);
             });
@@ -526,6 +376,9 @@ impl State {
             draw_left(ui);
             draw_right(ui);
         }
+        let rows = strips.columns.iter().map(Strip::words);
+        let rows: Vec<String> = rows.collect();
+        ui.weak(RichText::new(format!("beside the rows: {}", rows.join(", "))).small());
     }
 
     fn lines(&mut self, ui: &mut Ui, trace: &StateTrace) {

@@ -1,12 +1,15 @@
 //! Tokens per second, time per operation, and the memory of the conversation.
 
 use eframe::egui::{self, Grid, Rangef, Rect, Role, ScrollArea, Sense, Ui, Vec2, WidgetInfo};
-use egui_plot::{AxisHints, Legend, Line, LineStyle, Plot, PlotPoints, Points, Text, VLine};
+use egui_plot::{
+    AxisHints, GridInput, GridMark, Legend, Line, LineStyle, Plot, PlotPoints, Points, Text, VLine,
+};
 
 use super::half_lives::decades;
 
-use super::format::{bytes, count, short, token};
+use super::format::{count, short, token};
 use super::{Help, View, ViewContext, no_room};
+use crate::facts::bytes;
 use crate::formulas::memory::SequenceBytes;
 use crate::measure::AnswerMeasure;
 
@@ -305,14 +308,14 @@ fn curves(
     plot.default_x_bounds(0.0, end)
         .default_y_bounds(low, log(sizes.full_at(last) as f64) + 0.2)
         .x_grid_spacer(decades)
-        .y_grid_spacer(decades)
+        .y_grid_spacer(factors)
         .custom_x_axes(vec![
             AxisHints::new_x()
                 .label("tokens")
                 .label_spacing(Rangef::new(20.0, 34.0))
-                .formatter(|mark, _| power(mark.value, &count)),
+                .formatter(|mark, _| power(mark.value)),
         ])
-        .y_axis_formatter(|mark, _| power(mark.value, &rounded))
+        .y_axis_formatter(|mark, _| size(mark.value))
         .show(ui, |plot| {
             lines.into_iter().for_each(|line| plot.line(line));
             if used > 0 {
@@ -332,23 +335,34 @@ fn curves(
 }
 
 /// A power of ten as a number, if the exponent is an integer.
-fn power(exponent: f64, name: &dyn Fn(u64) -> String) -> String {
+fn power(exponent: f64) -> String {
     if !(0.0..=18.0).contains(&exponent) || exponent.fract().abs() > 1e-6 {
         return String::new();
     }
-    name(10_u64.pow(exponent.round() as u32))
+    count(10_u64.pow(exponent.round() as u32))
 }
 
-/// A power of ten of bytes: `1 MB`.
-fn rounded(size: u64) -> String {
-    let units = [
-        (1_000_000_000_000, "TB"),
-        (1_000_000_000, "GB"),
-        (1_000_000, "MB"),
-        (1000, "kB"),
-    ];
-    let unit = units.iter().find(|(unit, _)| size >= *unit);
-    unit.map_or(format!("{size} B"), |(unit, name)| {
-        format!("{} {name}", size / unit)
-    })
+/// Bits between two grid lines of sizes: a factor of 32.
+const BITS: f64 = 5.0;
+
+/// Grid lines at sizes whose logarithms to base 2 are multiples of five, within the bounds; the axis has logarithms to base 10.
+fn factors(input: GridInput) -> Vec<GridMark> {
+    let step = BITS * std::f64::consts::LOG10_2;
+    let (low, high) = input.bounds;
+    let whole = (low / step).ceil() as i32..=(high / step).floor() as i32;
+    let mark = |number: i32| GridMark {
+        value: f64::from(number) * step,
+        step_size: step,
+    };
+    whole.map(mark).collect()
+}
+
+/// A power of two of bytes, from its logarithm to base 10: `32 KiB`.
+fn size(exponent: f64) -> String {
+    let bits = (exponent / std::f64::consts::LOG10_2).round();
+    if !(0.0..60.0).contains(&bits) {
+        return String::new();
+    }
+    let unit = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"][(bits / 10.0) as usize];
+    format!("{} {unit}", 1_u64 << (bits as u32 % 10))
 }

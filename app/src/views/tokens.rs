@@ -32,9 +32,9 @@ pub(super) enum Tint {
 impl Tint {
     /// All of them, in the order of the menu.
     pub(super) const ALL: [Self; 5] = [
-        Self::Surprise,
-        Self::Error,
         Self::Write,
+        Self::Error,
+        Self::Surprise,
         Self::Decay,
         Self::Beta,
     ];
@@ -43,11 +43,11 @@ impl Tint {
     #[must_use]
     pub(super) fn name(self) -> &'static str {
         match self {
-            Self::Surprise => "surprise",
-            Self::Error => "error corrected",
-            Self::Write => "write size",
-            Self::Decay => "mean decay",
-            Self::Beta => "beta",
+            Self::Surprise => "how surprising it was",
+            Self::Error => "how wrong the memory was",
+            Self::Write => "how much it wrote",
+            Self::Decay => "how much it kept",
+            Self::Beta => "how strongly it writes",
         }
     }
 
@@ -134,7 +134,9 @@ impl Widths {
 struct Layout {
     epoch: u64,
     width: f32,
-    /// Left edge and width of each tile.
+    /// Whether the template's tokens have tiles.
+    template: bool,
+    /// Left edge and width of each tile; no width for a token without a tile.
     places: Vec<(f32, f32)>,
     /// The first token of each row.
     rows: Vec<usize>,
@@ -151,13 +153,21 @@ fn font() -> FontId {
 }
 
 impl Layout {
-    fn update(&mut self, ui: &Ui, history: &History, width: f32, widths: &mut Widths) {
+    fn update(
+        &mut self,
+        ui: &Ui,
+        history: &History,
+        (width, template): (f32, bool),
+        widths: &mut Widths,
+    ) {
         let tokens = history.tokens();
-        let same = widths.update(ui) && (self.epoch, self.width) == (history.epoch(), width);
+        let key = (history.epoch(), width, template);
+        let same = widths.update(ui) && (self.epoch, self.width, self.template) == key;
         if !same || self.places.len() > tokens.len() {
             *self = Self {
                 epoch: history.epoch(),
                 width,
+                template,
                 ..Self::default()
             };
         }
@@ -167,6 +177,13 @@ impl Layout {
         let font = font();
         ui.fonts_mut(|fonts| {
             for token in &tokens[self.places.len()..] {
+                if token.template && !template {
+                    if self.rows.is_empty() {
+                        self.rows.push(0);
+                    }
+                    self.places.push((self.next, 0.0));
+                    continue;
+                }
                 let text = widths.of(&token.text, || {
                     let text = visible(&token.text);
                     text.chars().map(|c| fonts.glyph_width(&font, c)).sum()
@@ -193,6 +210,8 @@ impl Layout {
 /// The view.
 pub(super) struct Tokens {
     tint: Tint,
+    /// Whether the template's tokens are shown.
+    template: bool,
     layout: Layout,
     widths: Widths,
     /// The range of the colours, and the data that it belongs to.
@@ -204,7 +223,8 @@ pub(super) struct Tokens {
 impl Default for Tokens {
     fn default() -> Self {
         Self {
-            tint: Tint::Error,
+            tint: Tint::Write,
+            template: false,
             layout: Layout::default(),
             widths: Widths::default(),
             scale: (0.0, 1.0),
@@ -221,18 +241,19 @@ impl View for Tokens {
 
     fn help(&self) -> Help {
         Help {
-            shows: "The conversation, one tile a token. A tile's colour is one number of the selected KDA head at that token: \
-                    what it had to correct, how much it wrote, how much it kept, how strongly it writes; or how surprising the \
-                    token was. Tokens without colour were not traced. Answers are underlined. Click a tile, drag the slider or \
-                    hold Alt and use the arrow keys, and every panel shows that token.",
-            formula: "surprise = -ln p(token | all before it)\n\
-                      error corrected = |v - S'k|\n\
-                      write size = |b k (v - S'k)'|\n\
-                      mean decay = the mean of exp(g) over key channels\n\
-                      beta = b, the write strength, between 0 and 1",
-            look_for: "A fact that is stated for the first time has a large error: the memory did not know it. The same fact again \
-                       has a small one. When it changes (the red box holds 7, now it holds 3) the error is large once more: the \
-                       old value is erased as the new one is written.",
+            shows: "The conversation, one tile a token. A tile's colour is one number of the selected KDA head at that token: how \
+                    much it wrote, how wrong the memory was, how much it kept, how strongly it writes; or how surprising the \
+                    token was. Tokens without colour were not traced. Answers are underlined. The pointer on a tile shows what \
+                    the model expected there. Click a tile, drag the slider or hold Alt and use the arrow keys, and every panel \
+                    shows that token.",
+            formula: "how much it wrote = |b k (v - S'k)'|\n\
+                      how wrong the memory was = |v - S'k|\n\
+                      how surprising it was = -ln p(token | all before it)\n\
+                      how much it kept = the mean of exp(g) over key channels\n\
+                      how strongly it writes = b, between 0 and 1",
+            look_for: "A head that stores facts writes much at few tokens. Where a fact is stated for the first time, or changes, it \
+                       writes much: the old value is erased as the new one is written. The error alone can be large at tokens \
+                       where nothing is written, because b is 0 there.",
         }
     }
 
@@ -251,7 +272,7 @@ impl View for Tokens {
         let head = context.selection.kda;
         self.rescale(history, head);
         ui.horizontal_wrapped(|ui| {
-            let label = ui.label("tinted by");
+            let label = ui.label("colour");
             egui::ComboBox::from_id_salt("tint")
                 .selected_text(self.tint.name())
                 .show_ui(ui, |ui| {
@@ -268,12 +289,16 @@ impl View for Tokens {
             {
                 ui.weak(format!("of layer {layer}, head {head}"));
             }
+            let hint = "The tokens that the chat template writes around the messages";
+            ui.checkbox(&mut self.template, "template")
+                .on_hover_text(hint);
         });
         self.slider(ui, context, shown);
         let moved = self.last_shown != Some(shown);
         self.last_shown = Some(shown);
         let width = (ui.available_width() - ui.spacing().scroll.allocated_width()).max(1.0);
-        self.layout.update(ui, history, width, &mut self.widths);
+        let layout = (width, self.template);
+        self.layout.update(ui, history, layout, &mut self.widths);
         let height = self.layout.rows.len() as f32 * HEIGHT;
         let follows = context.selection.token.is_none();
         ScrollArea::vertical()
@@ -349,6 +374,9 @@ impl Tokens {
             let end = rows.get(row + 1).copied().unwrap_or(tokens.len());
             for position in rows[row]..end {
                 let (left, width) = self.layout.places[position];
+                if width == 0.0 {
+                    continue;
+                }
                 let corner = origin + Vec2::new(left, row as f32 * HEIGHT + 1.0);
                 let rect = Rect::from_min_size(corner, Vec2::new(width, HEIGHT - 3.0));
                 let token = &tokens[position];
@@ -419,6 +447,17 @@ fn hover(ui: &mut Ui, history: &History, position: usize, head: Option<TraceHead
         }
         if history.frame(position).is_none() {
             ui.weak("not traced");
+        }
+        if !token.likely.is_empty() {
+            ui.separator();
+            ui.label("what the model expected here");
+            for (text, logprob) in &token.likely {
+                let percent = 100.0 * f64::from(*logprob).exp();
+                let line = format!("{percent:>6.2} %  “{}”", visible(text));
+                let line = egui::RichText::new(line).monospace();
+                let same = *text == token.text;
+                ui.label(if same { line.strong() } else { line.weak() });
+            }
         }
     }
 }

@@ -30,6 +30,7 @@ fn run() -> (Vec<u32>, Vec<TraceFrame>) {
         trace: Some(TraceChoice {
             kda: Some(FIRST),
             mla: Some(MLA),
+            vectors: false,
         }),
         trace_from: Some(0),
         ..Request::new(PROMPT.to_vec(), 6)

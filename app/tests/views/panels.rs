@@ -4,9 +4,12 @@ use eframe::egui::accesskit::Toggled;
 use eframe::egui::{Role, Theme};
 use egui_kittest::kittest::{NodeT, Queryable};
 use egui_kittest::{Harness, SnapshotResults};
+use kimi_linear::engine::UndoWrite;
 use kimi_linear::model::TraceHead;
+use kimi_linear_app::history::Undone;
+use kimi_linear_app::views::Wish;
 
-use crate::scenes::{ASKS, STORY, Scene, WRITES, story, window};
+use crate::scenes::{ASKS, HEAD, STORY, Scene, WRITES, story, window};
 
 fn dark(name: &str, token: Option<usize>, size: [f32; 2]) -> Harness<'static, Scene> {
     let mut harness = window(story(name, token), size, Theme::Dark);
@@ -25,7 +28,7 @@ fn tokens() {
     for (i, text) in STORY.iter().enumerate().skip(1) {
         let text = text.replace('\n', "\\n");
         assert!(
-            says(&harness, &format!("token {i} “{text}” error corrected")),
+            says(&harness, &format!("token {i} “{text}” how much it wrote")),
             "tile {i}"
         );
     }
@@ -119,14 +122,120 @@ fn slow_motion_goes_through_all_lines_and_on() {
     assert_eq!(harness.state().selection.token, Some(STORY.len() - 1));
 }
 
+/// Headlines are whole: a number that is cut is another number.
+#[test]
+fn headlines_are_whole_at_any_width() {
+    for width in [300.0, 430.0, 520.0, 620.0, 900.0] {
+        let mut harness = dark("State", Some(WRITES[1]), [width, 900.0]);
+        for line in [
+            "whole token",
+            "1 decay",
+            "2 read",
+            "3 error",
+            "4 write",
+            "5 output",
+        ] {
+            harness.get_by_label_contains(line).click();
+            harness.run_ok();
+            let captions: Vec<_> = harness.query_all_by_label_contains(", ±").collect();
+            assert_eq!(captions.len(), 2, "{line} at {width}");
+            for caption in captions {
+                let rect = caption.rect();
+                assert!(
+                    rect.right() <= width && rect.left() >= 0.0,
+                    "{line} at {width}: {rect}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn what_it_remembers() {
+    let mut harness = dark("What it remembers", Some(WRITES[1]), [1300.0, 340.0]);
+    // Both writes are under one key: its row answers the first word, then the second.
+    let label = |position| format!("“The red box holds” after token {position}: ");
+    for (position, word) in [
+        (WRITES[0], "7"),
+        (WRITES[1] - 1, "7"),
+        (WRITES[1], "3"),
+        (ASKS, "3"),
+    ] {
+        let says = says(&harness, &format!("{}{word} (", label(position)));
+        assert!(says, "{word} at {position}");
+    }
+    assert!(
+        !says(&harness, &label(WRITES[0] - 1)),
+        "nothing is known before the first write"
+    );
+    assert!(says(&harness, "token 12 “ 3”: was 7 ("));
+    assert!(says(&harness, ", now 3 ("));
+    harness.get_by_label("column of token 5 “ 7”").click();
+    harness.run_ok();
+    assert_eq!(harness.state().selection.token, Some(5));
+}
+
+#[test]
+fn a_tour_and_an_undone_write() {
+    let mut harness = dark("What it remembers", Some(WRITES[1]), [760.0, 400.0]);
+    harness.get_by_label("Undo this write (3)").click();
+    harness.run_ok();
+    let wish = |head| {
+        Wish::Undo(UndoWrite {
+            token: WRITES[1],
+            head,
+        })
+    };
+    harness.get_by_label("in every head").click();
+    harness.run_ok();
+    harness.get_by_label("Undo this write (3)").click();
+    harness.run_ok();
+    assert_eq!(harness.state().wishes, [wish(Some(HEAD)), wish(None)]);
+    let history = &mut harness.state_mut().history;
+    history.set_undone(Undone {
+        write: UndoWrite {
+            token: WRITES[1],
+            head: None,
+        },
+        answers: Some(Ok(["It holds 3".to_owned(), "It holds 7".to_owned()])),
+    });
+    harness.run_ok();
+    assert!(says(&harness, "It holds 3") && says(&harness, "It holds 7"));
+    assert!(says(
+        &harness,
+        "without that of token 12 “ 3” in every head"
+    ));
+    harness.state_mut().wishes.clear();
+    harness.get_by_label("Tour").click();
+    harness.run_ok();
+    let mut positions = Vec::new();
+    while harness.query_by_label("Next").is_some() {
+        positions.push(harness.state().selection.token.unwrap());
+        harness.get_by_label("Next").click();
+        harness.run_ok();
+    }
+    positions.push(harness.state().selection.token.unwrap());
+    harness.get_by_label("End").click();
+    harness.run_ok();
+    assert_eq!(positions[..2], WRITES);
+    assert_eq!(harness.state().wishes.len(), positions.len());
+    harness.get_by_label("Tour");
+}
+
 #[test]
 fn half_lives() {
     let mut harness = dark("Half-lives", Some(WRITES[1]), [520.0, 320.0]);
-    assert!(says(&harness, "this head, median"));
+    assert!(says(
+        &harness,
+        "this head, half of the channels still hold half after"
+    ));
     harness.snapshot("half_lives");
     harness.get_by_label("all KDA layers").click();
     harness.run_ok();
-    assert!(says(&harness, "all KDA layers, median"));
+    assert!(says(
+        &harness,
+        "all KDA layers, half of the channels still hold half after"
+    ));
 }
 
 #[test]
@@ -147,7 +256,7 @@ fn attention() {
 #[test]
 fn experts() {
     let mut harness = dark("Experts", Some(WRITES[1]), [560.0, 240.0]);
-    assert!(says(&harness, "lanes of token 12"));
+    assert!(says(&harness, "experts chosen by token 12"));
     assert!(says(&harness, "layer 1, experts "));
     harness.snapshot("experts");
 }

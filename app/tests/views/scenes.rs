@@ -15,7 +15,7 @@ use kimi_linear_app::history::{HeadRanks, History, TokenText};
 use kimi_linear_app::measure::{AnswerMeasure, Measures};
 use kimi_linear_app::selection::Selection;
 use kimi_linear_app::theme::Colours;
-use kimi_linear_app::views::{View, ViewContext, all};
+use kimi_linear_app::views::{View, ViewContext, Wish, all};
 
 /// What a window shows.
 pub struct Scene {
@@ -24,6 +24,7 @@ pub struct Scene {
     pub measures: Measures,
     pub selection: Selection,
     pub view: Box<dyn View>,
+    pub wishes: Vec<Wish>,
 }
 
 impl Scene {
@@ -35,6 +36,7 @@ impl Scene {
             measures: &self.measures,
             selection: &mut self.selection,
             colours: &colours,
+            wishes: &mut self.wishes,
         };
         self.view.ui(ui, &mut context);
     }
@@ -168,6 +170,7 @@ pub fn story_frames() -> Vec<TraceFrame> {
                 layer,
                 heads: Vec::new(),
                 gates: Vec::new(),
+                qkv: Vec::new(),
             };
             for head in 0..heads {
                 let seed = (position * 64 + l * 8 + head) as u64;
@@ -228,6 +231,7 @@ pub fn story_frames() -> Vec<TraceFrame> {
                         value: narrow(&value),
                         beta: beta as f32,
                         gate: gate.iter().map(|x| (0.5 + 0.5 * x) as f32).collect(),
+                        undone: false,
                     });
                 }
                 kda.gates.extend(narrow(&gates));
@@ -286,6 +290,8 @@ pub fn story_tokens() -> Vec<TokenText> {
         text: (*text).to_owned(),
         answer: i >= ASKS,
         logprob: (i >= ASKS).then_some(-0.3),
+        template: i == 0,
+        ..TokenText::default()
     };
     STORY.iter().enumerate().map(token).collect()
 }
@@ -328,5 +334,6 @@ pub fn story(name: &str, token: Option<usize>) -> Scene {
             mla: Some(MLA),
         },
         view: view(name),
+        wishes: Vec::new(),
     }
 }

@@ -20,7 +20,7 @@ fn every_view_has_its_help() {
             assert!(text.len() > 20, "{}", view.name());
         }
     }
-    assert_eq!(names().len(), 7);
+    assert_eq!(names().len(), 8);
 }
 
 #[test]

@@ -27,6 +27,8 @@ pub struct TraceChoice {
     pub kda: Option<TraceHead>,
     /// The MLA head whose attention is traced.
     pub mla: Option<TraceHead>,
+    /// Whether the queries, keys and values of all KDA heads are traced ([`KdaTrace::qkv`]).
+    pub vectors: bool,
 }
 
 /// One KDA head at one token.
@@ -56,6 +58,10 @@ pub struct KdaTrace {
     /// `[H, K]`: the log decay of every channel. Not in the JSON, which has the chosen head's decay.
     #[serde(skip)]
     pub gates: Vec<f32>,
+    /// Query and key of every key head, `[2, H_k, K]`, then the value of every head, `[H, V]`; queries and keys before they are
+    /// normalised. Empty unless [`TraceChoice::vectors`] asked for them. Not in the JSON.
+    #[serde(skip)]
+    pub qkv: Vec<f32>,
 }
 
 /// One layer's choice of experts for one token.
@@ -92,6 +98,8 @@ pub struct StateTrace {
     pub beta: f32,
     /// `[V]`: the output gate, from 0 to 1.
     pub gate: Vec<f32>,
+    /// Whether the engine took the token's write out again (`Request::undo`); `state` is then without it.
+    pub undone: bool,
 }
 
 /// The attention of the chosen MLA head.
@@ -123,6 +131,10 @@ pub struct TraceFrame {
     pub token: u32,
     /// The natural log-probability of the token after it, if that is a prompt token.
     pub next: Option<f32>,
+    /// The likeliest next tokens with their natural log-probabilities, best first: as many as the request asks for. Not in the
+    /// JSON.
+    #[serde(skip)]
+    pub likely: Vec<(u32, f32)>,
     /// Every KDA layer.
     pub kda: Vec<KdaTrace>,
     /// Every layer with experts.

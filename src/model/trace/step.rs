@@ -32,15 +32,16 @@ pub(in crate::model) struct TraceTensors {
 }
 
 /// The indices of trace data among a step's probes.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Probes {
     count: usize,
     kda: Option<usize>,
     gate: Option<usize>,
     route: Option<usize>,
     state: Option<usize>,
-    /// The rows of the chosen head's layer.
-    qkv: Option<usize>,
+    /// The layers whose queries, keys and values are read, and their probes.
+    qkv: Vec<(usize, usize)>,
+    /// The output gates of the chosen head's layer.
     open: Option<usize>,
     attention: Option<usize>,
 }
@@ -50,6 +51,12 @@ impl Probes {
     fn next(&mut self) -> Option<usize> {
         self.count += 1;
         Some(self.count - 1)
+    }
+
+    /// The probe of a layer's queries, keys and values.
+    fn qkv_of(&self, layer: usize) -> Option<usize> {
+        let found = self.qkv.iter().find(|(at, _)| *at == layer);
+        found.map(|(_, probe)| *probe)
     }
 }
 
@@ -86,11 +93,17 @@ impl TracedStep {
                 .and_then(|values| values.as_f32())
                 .unwrap_or_default()
         };
-        let kda = self.kda(probe(self.probes.kda), probe(self.probes.gate));
+        let mut kda = self.kda(probe(self.probes.kda), probe(self.probes.gate));
+        if self.choice.vectors {
+            for layer in &mut kda {
+                layer.qkv = probe(self.probes.qkv_of(layer.layer)).to_vec();
+            }
+        }
         let state = self.choice.kda.and_then(|chosen| {
             let layer = kda.iter().find(|kda| kda.layer == chosen.layer)?;
+            let probes = &self.probes;
             let [state, qkv, open] =
-                [self.probes.state, self.probes.qkv, self.probes.open].map(probe);
+                [probes.state, probes.qkv_of(chosen.layer), probes.open].map(probe);
             Some(state_of(&self.layout, chosen, layer, state, qkv, open))
         });
         let attention = self.choice.mla.map(|TraceHead { layer, head }| {
@@ -110,6 +123,7 @@ impl TracedStep {
             position,
             token,
             next: None,
+            likely: Vec::new(),
             experts: self.experts(probe(self.probes.route)),
             kda,
             state,
@@ -142,6 +156,7 @@ impl TracedStep {
                     })
                     .collect(),
                 gates: rows.flat_map(|n| &n[KDA_NUMBERS..]).copied().collect(),
+                qkv: Vec::new(),
             }
         });
         layers.collect()
@@ -195,6 +210,7 @@ fn state_of(
         value: qkv[value..value + v].to_vec(),
         beta: layer.heads[head].beta,
         gate: open.map(|gate| 1.0 / (1.0 + (-gate).exp())).collect(),
+        undone: false,
     }
 }
 
@@ -250,8 +266,10 @@ impl Tracer {
                             output,
                         })
                     }));
-                    if chosen.is_some() {
-                        self.probes.qkv = self.probes.next();
+                    if (chosen.is_some() || self.choice.vectors)
+                        && let Some(probe) = self.probes.next()
+                    {
+                        self.probes.qkv.push((layer, probe));
                         ops.push(Op::Probe(block.qkv_conv));
                     }
                 }
