@@ -60,9 +60,10 @@ install-window: install-vulkan-driver
 	@if [ "$$(uname)" = Linux ] && ! PATH="$$PATH:/sbin" ldconfig -p | grep 'libxkbcommon-x11\.so\.0' >/dev/null; then \
 		.ci/install-packages libx11-6 libx11-xcb1 libxcursor1 libxi6 libxrandr2 libxkbcommon-x11-0; fi
 
-# A display without a screen: a test opens a real window on it.
+# A display without a screen: tests open a real window on it, type and click (xdotool), and copy and paste from a second program (xclip).
 install-xvfb: install-window
-	@if [ "$$(uname)" = Linux ]; then command -v Xvfb >/dev/null || .ci/install-packages xvfb; fi
+	@if [ "$$(uname)" = Linux ]; then for name in Xvfb xdotool xclip; do \
+		command -v $$name >/dev/null || { .ci/install-packages xvfb xdotool xclip; break; }; done; fi
 
 # The chat page of the server is tested in a browser. Where none can be had, a file says so to the test, which is skipped aloud.
 install-browser:

@@ -9,6 +9,7 @@ use kimi_linear::engine::{FinishReason, Usage};
 use kimi_linear::tokenizer::Conversation;
 
 use crate::history::{History, TokenText};
+use crate::kept::WrittenBy;
 use crate::markdown::Markdown;
 use crate::measure::{AnswerMeasure, Measures};
 use crate::problem::Problem;
@@ -30,6 +31,10 @@ pub struct Turn {
     pub footer: Option<String>,
     /// Why there is no answer.
     pub problem: Option<Problem>,
+    /// The name of the model that wrote the answer.
+    pub model: Option<String>,
+    /// When the question was sent, in seconds since 1970.
+    pub asked: Option<i64>,
     /// The width and height of the last drawing.
     pub drawn: Option<(f32, f32)>,
 }
@@ -64,6 +69,18 @@ pub struct Chat {
     pub id: ChatId,
     /// Its title in the list.
     pub title: String,
+    /// Whether the user gave it this title.
+    pub renamed: bool,
+    /// The name of its file on disk; `None` until it is kept.
+    pub key: Option<String>,
+    /// The model that wrote its last answer.
+    pub model: Option<WrittenBy>,
+    /// When it last changed, in seconds since 1970.
+    pub changed: i64,
+    /// Whether it has changes that are not on disk.
+    pub unsaved: bool,
+    /// Whether the running model has read it, or its state was restored.
+    pub remembered: bool,
     /// The system prompt; it can change until the first question.
     pub system: String,
     /// Its turns.
@@ -110,6 +127,12 @@ impl Chat {
         Self {
             id,
             title: NEW_TITLE.to_owned(),
+            renamed: false,
+            key: None,
+            model: None,
+            changed: 0,
+            unsaved: false,
+            remembered: false,
             system: system.to_owned(),
             turns: Vec::new(),
             draft: String::new(),
@@ -139,21 +162,61 @@ impl Chat {
         self.turns.is_empty()
     }
 
-    /// Starts a turn; returns the conversation so far, for the session.
-    pub fn ask(&mut self, question: &str, traced: bool) -> Conversation {
+    /// Marks a change that is to be kept.
+    pub fn touch(&mut self) {
+        self.changed = chrono::Utc::now().timestamp();
+        self.unsaved = true;
+    }
+
+    /// Gives it another title; an empty one is replaced by the first question.
+    pub fn rename(&mut self, name: &str) {
+        let name = name.trim();
+        self.renamed = !name.is_empty();
+        self.title = match self.turns.first() {
+            _ if self.renamed => name.to_owned(),
+            Some(turn) => title(&turn.question),
+            None => NEW_TITLE.to_owned(),
+        };
+        self.unsaved = true;
+    }
+
+    /// Whether its title, a question or an answer has this text, in upper or lower case.
+    #[must_use]
+    pub fn mentions(&self, text: &str) -> bool {
+        let text = text.to_lowercase();
+        let has = |part: &str| part.to_lowercase().contains(&text);
+        has(&self.title)
+            || self
+                .turns
+                .iter()
+                .any(|turn| has(&turn.question) || has(&turn.answer))
+    }
+
+    /// Starts a turn that `model` will answer; returns the conversation so far, for the session.
+    pub fn ask(&mut self, question: &str, traced: bool, model: Option<WrittenBy>) -> Conversation {
+        self.touch();
         self.stage = Stage::Waiting { ahead: 0 };
         self.editing = None;
         self.traced = traced;
         // A failed turn is not part of the conversation, and is removed when another question is asked.
         self.turns.truncate(self.conversation.turns());
         if self.turns.is_empty() {
-            self.title = title(question);
+            if !self.renamed {
+                self.title = title(question);
+            }
             self.conversation = Conversation::new(Some(&self.system));
+        }
+        // Tokens of another model are meaningless to this one.
+        if self.model != model {
+            self.conversation.forget_tokens();
         }
         self.turns.push(Turn {
             question: question.to_owned(),
+            model: model.as_ref().map(|model| model.name.clone()),
+            asked: Some(self.changed),
             ..Turn::default()
         });
+        self.model = model;
         self.measures.answers.push(AnswerMeasure {
             traced,
             ..AnswerMeasure::default()
@@ -169,21 +232,26 @@ impl Chat {
         let question = self.turns.get(turn)?.question.clone();
         self.turns.truncate(turn);
         self.conversation.truncate(turn);
+        self.touch();
         Some(question)
     }
 
-    /// A model was loaded: it has no state of this chat. Frames belong to the model that made them, and tokens of another
-    /// model are meaningless to it.
-    pub fn reread(&mut self, other: bool) {
+    /// A model was loaded: it has no state of this chat, and frames belong to the model that made them.
+    pub fn reread(&mut self) {
         self.history = History::default();
         self.measures.context_used = 0;
-        if std::mem::take(&mut self.stage) != Stage::Idle
-            && let Some(turn) = self.turns.last_mut()
-        {
-            turn.footer = Some("stopped: a model was loaded".to_owned());
+        self.remembered = false;
+        self.end("stopped: a model was loaded");
+    }
+
+    /// Ends an answer in progress, whose session has gone; the part already written is kept.
+    pub fn end(&mut self, reason: &str) {
+        if !self.busy() {
+            return;
         }
-        if other {
-            self.conversation.forget_tokens();
+        self.finish(FinishReason::Cancelled, "", Usage::default());
+        if let Some(turn) = self.turns.last_mut() {
+            turn.footer = Some(reason.to_owned());
         }
     }
 
@@ -205,6 +273,10 @@ impl Chat {
                 };
             }
             ChatUpdate::Token { token, text, at } => self.token(token, &text, at),
+            ChatUpdate::Tokens(tokens) => {
+                self.measures.context_used = tokens.len();
+                self.history.set_tokens(tokens);
+            }
             ChatUpdate::Frame(frame) => self.history.push_frame(*frame),
             ChatUpdate::Likely { position, tokens } => self.history.set_likely(position, tokens),
             ChatUpdate::Ranks(ranks) => self.history.set_ranks(ranks),
@@ -220,6 +292,7 @@ impl Chat {
             }
             ChatUpdate::Failed(problem) => {
                 self.stage = Stage::Idle;
+                self.touch();
                 if let Some(answer) = self.measures.answers.last_mut() {
                     answer.finished = true;
                 }
@@ -229,7 +302,7 @@ impl Chat {
                 }
                 return Outcome::Ended;
             }
-            ChatUpdate::Retraced => return Outcome::Nothing,
+            ChatUpdate::Retraced | ChatUpdate::Recalled => return Outcome::Nothing,
             ChatUpdate::Saved { path, tokens } => {
                 let notice = match tokens {
                     0 => format!("Saved to {}", path.display()),
@@ -312,6 +385,7 @@ impl Chat {
         }
         self.add(rest);
         self.stage = Stage::Idle;
+        self.touch();
         let Some(measure) = self.measures.answers.last_mut() else {
             return;
         };
@@ -368,6 +442,7 @@ impl Chat {
         if let Some(turn) = self.turns.first() {
             self.title = title(&turn.question);
         }
+        self.touch();
         self.measures.context_used = tokens.len();
         self.history.set_tokens(tokens);
         self.conversation = conversation;

@@ -169,8 +169,10 @@ impl History {
                 new.likely.clone_from(&old.likely);
             }
         }
-        self.scores = None;
-        self.undone = None;
+        if same < tokens.len().max(self.tokens.len()) {
+            self.scores = None;
+            self.undone = None;
+        }
         self.tokens = tokens;
         while self.first + self.frames.len() > same && !self.frames.is_empty() {
             let held = self.frames.pop_back().flatten();

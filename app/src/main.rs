@@ -9,11 +9,13 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use eframe::egui;
 use kimi_linear_app::fonts;
+use kimi_linear_app::kept::Keeper;
 use kimi_linear_app::log::Log;
 use kimi_linear_app::script::{self, Ending, Player, Step};
 use kimi_linear_app::session::{Wake, local, remote};
 use kimi_linear_app::settings::{BackendName, Settings};
 use kimi_linear_app::shell::{ARRANGEMENT, App, SETTINGS, Start};
+use kimi_linear_app::theme;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
@@ -109,7 +111,7 @@ fn run(arguments: Arguments, log: Log) -> Result<()> {
     let viewport = egui::ViewportBuilder::default()
         .with_title("Kimi Linear")
         .with_app_id(ID)
-        .with_inner_size(size.unwrap_or([1280.0, 800.0]))
+        .with_inner_size(size.unwrap_or([1200.0, 720.0]))
         .with_min_inner_size([320.0, 240.0]);
     let options = eframe::NativeOptions {
         viewport,
@@ -128,8 +130,15 @@ fn run(arguments: Arguments, log: Log) -> Result<()> {
             let software = drawn_by.is_some_and(|state| {
                 state.adapter.get_info().device_type == eframe::wgpu::DeviceType::Cpu
             });
+            if software {
+                theme::keep_still(&ctx);
+            }
             let spacing = if software { SOFTWARE_SPACING } else { SPACING };
             let wake: Wake = Arc::new(move || ctx.request_repaint_after(spacing));
+            let folder = eframe::storage_dir(ID);
+            let history = folder.as_ref().filter(|_| !scripted);
+            let history = history.map(|folder| folder.join("history"));
+            let keeper = history.map(|history| Keeper::start(history, Arc::clone(&wake)));
             let session = match &arguments.connect {
                 Some(url) => remote::start(url, wake)?,
                 None => local::start(wake)?,
@@ -148,7 +157,8 @@ fn run(arguments: Arguments, log: Log) -> Result<()> {
                 settings,
                 arrangement: storage.and_then(|storage| eframe::get_value(storage, ARRANGEMENT)),
                 log,
-                folder: eframe::storage_dir(ID).map(|folder| folder.join("chats")),
+                folder: folder.map(|folder| folder.join("chats")),
+                keeper: keeper.transpose()?,
                 script: player,
                 kept: !scripted,
             })))
@@ -156,8 +166,9 @@ fn run(arguments: Arguments, log: Log) -> Result<()> {
     );
     shown.map_err(|error| {
         anyhow::anyhow!(
-            "no window can be shown: {error}. It needs a display and a Vulkan, Metal or DX12 driver (on Linux without a GPU: \
-             mesa-vulkan-drivers); `kimi-linear chat` needs neither"
+            "no window can be shown: {}. It needs a display and a Vulkan, Metal or DX12 driver (on Linux without a GPU: \
+             mesa-vulkan-drivers); `kimi-linear chat` needs neither",
+            reason(&error)
         )
     })?;
     let ended = ending.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -182,4 +193,21 @@ fn heed(settings: &mut Settings, arguments: &Arguments) {
     if let Some(context) = arguments.context {
         model.context = context as usize;
     }
+}
+
+/// An error of the window system in words. Its own text has the place in its source, and ends in dots.
+fn reason(error: &eframe::Error) -> String {
+    let unset = |name: &str| std::env::var_os(name).is_none_or(|value| value.is_empty());
+    let linux = cfg!(all(unix, not(target_os = "macos")));
+    if matches!(error, eframe::Error::WinitEventLoop(_))
+        && linux
+        && unset("DISPLAY")
+        && unset("WAYLAND_DISPLAY")
+    {
+        return "there is no display (DISPLAY and WAYLAND_DISPLAY are not set)".to_owned();
+    }
+    let text = error.to_string();
+    let end = text.rsplit(".rs:").next().unwrap_or(&text);
+    let words = end.split_once(": ").map_or(end, |(_, words)| words);
+    words.trim_end_matches('.').to_owned()
 }

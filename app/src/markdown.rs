@@ -3,6 +3,8 @@
 use eframe::egui::{Rect, Ui, vec2};
 use egui_commonmark::{CommonMarkCache, CommonMarkViewer};
 
+use crate::math;
+
 /// Length in bytes after which a block ends at the next empty line.
 const SOFT: usize = 2_000;
 /// Length in bytes after which a block ends at the next line end; a code fence is closed and opened again.
@@ -121,7 +123,9 @@ impl Markdown {
                 }
             }
             let drawn = ui.push_id(at, |ui| {
-                CommonMarkViewer::new().show(ui, cache, &block.text);
+                CommonMarkViewer::new()
+                    .render_math_fn(Some(&math::ui))
+                    .show(ui, cache, &block.text);
             });
             block.height = Some(drawn.response.rect.height());
         }

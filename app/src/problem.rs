@@ -11,6 +11,12 @@ pub enum WayOut {
     ChooseDevice,
     /// Load the same model again.
     LoadAgain,
+    /// Load the demo model.
+    Demo,
+    /// Connect to the server again.
+    ConnectAgain,
+    /// Write the chats to disk again.
+    KeepAgain,
     /// Start another chat.
     NewChat,
     /// Ask again.
@@ -27,6 +33,9 @@ impl WayOut {
             Self::ChooseModel => "Choose a model",
             Self::ChooseDevice => "Choose a device",
             Self::LoadAgain => "Load the model again",
+            Self::Demo => "Back to the demo model",
+            Self::ConnectAgain => "Connect again",
+            Self::KeepAgain => "Try again",
             Self::NewChat => "New chat",
             Self::AskAgain => "Try again",
             Self::Dismiss => "Dismiss",

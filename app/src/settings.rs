@@ -138,14 +138,83 @@ impl SamplingChoice {
     }
 }
 
+/// Sampling parameters and a system prompt, under a name.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Preset {
+    /// Its name.
+    pub name: String,
+    /// Its sampling parameters.
+    pub sampling: SamplingChoice,
+    /// Its system prompt; `None` to leave the present one.
+    pub system: Option<String>,
+}
+
+impl Preset {
+    /// The presets that are always there.
+    #[must_use]
+    pub fn built_in() -> [Self; 3] {
+        let of = |name: &str, temperature: f64, top_p: f64| Self {
+            name: name.to_owned(),
+            sampling: SamplingChoice {
+                temperature,
+                top_p,
+                ..SamplingChoice::default()
+            },
+            system: None,
+        };
+        [
+            of("Greedy", 0.0, 1.0),
+            of("Balanced", 0.7, 0.95),
+            of("Creative", 1.0, 0.95),
+        ]
+    }
+}
+
+impl Settings {
+    /// Applies a preset. The seed and the maximum length of answers stay.
+    pub fn apply(&mut self, preset: &Preset) {
+        self.sampling = SamplingChoice {
+            seed: self.sampling.seed,
+            max_tokens: self.sampling.max_tokens,
+            ..preset.sampling.clone()
+        };
+        if let Some(system) = &preset.system {
+            self.system.clone_from(system);
+        }
+    }
+
+    /// The name of the preset whose parameters are set; `None` for others.
+    #[must_use]
+    pub fn preset(&self) -> Option<String> {
+        let is_set = |preset: &Preset| {
+            let sampling = SamplingChoice {
+                seed: self.sampling.seed,
+                max_tokens: self.sampling.max_tokens,
+                ..preset.sampling.clone()
+            };
+            let system = preset.system.as_ref();
+            sampling == self.sampling && system.is_none_or(|system| *system == self.system)
+        };
+        let mut all = self.presets.iter().cloned().chain(Preset::built_in());
+        all.find(is_set).map(|preset| preset.name)
+    }
+}
+
 /// All settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Settings {
     /// The model.
     pub model: ModelChoice,
+    /// Folders and files of the models that ran last, the last one first.
+    pub recent: Vec<PathBuf>,
     /// The sampling.
     pub sampling: SamplingChoice,
+    /// The user's presets.
+    pub presets: Vec<Preset>,
+    /// Whether the model's state of each chat is kept too.
+    pub keep_state: bool,
     /// The system prompt of new chats.
     pub system: String,
     /// Whether tokens are traced for the views.
@@ -164,7 +233,10 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             model: ModelChoice::default(),
+            recent: Vec::new(),
             sampling: SamplingChoice::default(),
+            presets: Vec::new(),
+            keep_state: false,
             system: String::new(),
             trace: true,
             traced_prompt: 256,

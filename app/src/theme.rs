@@ -42,6 +42,19 @@ impl Colours {
     }
 }
 
+/// The two signs of the copy button of code, from jslegers' emoji-icon-font (`icons-license.txt`); egui's own fonts have them
+/// only with a megabyte of others.
+const ICONS: &[u8] = include_bytes!("icons.ttf");
+
+/// Turns off what moves by itself: where the processor draws, each frame of a fade or a blink takes its time.
+pub fn keep_still(ctx: &egui::Context) {
+    ctx.all_styles_mut(|style| {
+        style.animation_time = 0.0;
+        style.scroll_animation = egui::style::ScrollAnimation::none();
+        style.visuals.text_cursor.blink = false;
+    });
+}
+
 /// The style of the widgets: text with enough contrast for bright surroundings, fields with an outline, panels that differ
 /// from the gaps between them.
 pub fn apply(ctx: &egui::Context) {
@@ -50,12 +63,19 @@ pub fn apply(ctx: &egui::Context) {
     if let Some(family) = fonts.families.get_mut(&egui::FontFamily::Proportional) {
         family.push("Hack".to_owned());
     }
+    let icons = egui::FontData::from_static(ICONS);
+    fonts.font_data.insert("icons".to_owned(), icons.into());
+    for family in fonts.families.values_mut() {
+        family.push("icons".to_owned());
+    }
     ctx.set_fonts(fonts);
     for theme in [egui::Theme::Dark, egui::Theme::Light] {
         ctx.style_mut_of(theme, |style| {
             if let Some(small) = style.text_styles.get_mut(&egui::TextStyle::Small) {
                 small.size = 11.0;
             }
+            // Scroll bars are in sight where there is more to see, not only under the pointer.
+            style.spacing.scroll.dormant_handle_opacity = 0.6;
         });
     }
     ctx.style_mut_of(egui::Theme::Dark, |style| {
@@ -77,4 +97,21 @@ pub fn apply(ctx: &egui::Context) {
         visuals.widgets.inactive.bg_stroke = egui::Stroke::new(1.0, Color32::from_gray(190));
         visuals.weak_text_color = Some(Color32::from_gray(100));
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_copy_button_has_its_signs() {
+        let ctx = egui::Context::default();
+        apply(&ctx);
+        let mut known = false;
+        let _ = ctx.run_ui(egui::RawInput::default(), |ui| {
+            let font = egui::TextStyle::Button.resolve(ui.style());
+            known = ui.fonts_mut(|fonts| fonts.has_glyphs(&font, "\u{1F5D0}\u{2714}"));
+        });
+        assert!(known);
+    }
 }

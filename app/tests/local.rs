@@ -10,7 +10,7 @@ mod wrapped;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{harness, start, tiny, until, wake};
+use common::{drop_on, harness, start, tiny, until, wake};
 use eframe::egui;
 use egui_kittest::Harness;
 use egui_kittest::kittest::Queryable;
@@ -328,6 +328,55 @@ fn a_wrong_folder_and_a_full_device_are_told() {
         sentence.contains("there is no GPU") && sentence.contains("cpu"),
         "{sentence}"
     );
+}
+
+#[test]
+fn what_cannot_be_loaded_leaves_the_model_running() {
+    let mut harness = ready();
+    ask(&mut harness, "Remember the number 7, please.");
+    let folder = tempfile::tempdir().unwrap();
+    let bare = folder.path().join("bare");
+    std::fs::create_dir(&bare).unwrap();
+    std::fs::copy(tiny().join("config.json"), bare.join("config.json")).unwrap();
+    drop_on(&mut harness, bare);
+    act(&mut harness, Action::Load);
+    until(&mut harness, "the refusal", |app| app.problem().is_some());
+    assert!(harness.state().ready().is_ok());
+    assert_eq!(harness.state().model().unwrap().name, "tiny-a");
+    harness.get_by_label("Model: tiny-a on cpu");
+    ask(&mut harness, "Which one?");
+    let chat = harness.state().chat();
+    assert_eq!(chat.conversation.turns(), 2);
+    let cached = chat.measures.answers.last().unwrap().cached_tokens;
+    assert!(cached > 0, "nothing was unloaded");
+}
+
+#[test]
+fn what_is_too_large_is_refused_before_it_is_loaded() {
+    // A model that could hold a conversation of 2 G tokens, and room asked for all of it.
+    const LONG: usize = 1 << 31;
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(tiny()).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+    }
+    let config = folder.path().join("config.json");
+    let mut text: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    text["model_max_length"] = LONG.into();
+    std::fs::write(&config, text.to_string()).unwrap();
+    let mut settings = settings();
+    settings.model.folder = Some(folder.path().to_owned());
+    settings.model.context = LONG;
+    let mut harness = app(processor(), settings);
+    until(&mut harness, "the refusal", |app| app.problem().is_some());
+    let sentence = harness.state().problem().unwrap().sentence.clone();
+    assert!(
+        sentence.contains(" needs ") && sentence.contains("which has"),
+        "{sentence}"
+    );
+    harness.get_by_label("Choose a device");
+    harness.get_by_label("Back to the demo model");
 }
 
 #[test]

@@ -3,18 +3,18 @@
 
 mod common;
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use common::{Played, harness, played, start};
-use eframe::egui::{Key, Modifiers, Theme};
+use common::{Played, drop_on, facts, harness, played, start};
+use eframe::egui::{Event, Key, Modifiers, Theme};
 use egui_kittest::Harness;
 use egui_kittest::kittest::Queryable;
 use kimi_linear::backend::Device;
-use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::engine::{FinishReason, UndoWrite, Usage};
 use kimi_linear::model::TraceHead;
 use kimi_linear_app::demo;
-use kimi_linear_app::facts::{ModelFacts, memory};
+use kimi_linear_app::facts::memory;
 use kimi_linear_app::history::{HeadScores, TokenText, Undone};
 use kimi_linear_app::problem::{Problem, WayOut};
 use kimi_linear_app::session::{ChatId, ChatUpdate, Command, Estimate, Update};
@@ -22,25 +22,6 @@ use kimi_linear_app::settings::Settings;
 use kimi_linear_app::shell::App;
 use kimi_linear_app::shell::action::{Action, Step};
 use kimi_linear_app::views::Wish;
-
-fn facts() -> ModelFacts {
-    let config = ModelConfig::from_file(&common::tiny().join("config.json")).unwrap();
-    let device = Device {
-        backend: "cpu",
-        index: 0,
-        name: "a CPU".to_owned(),
-        memory_bytes: Some(8 << 30),
-        precision: Dtype::F32,
-        cache: Dtype::F32,
-    };
-    ModelFacts {
-        name: "the demo model".to_owned(),
-        memory: memory(&config, &device, 8192, None),
-        config,
-        device,
-        context: 8192,
-    }
-}
 
 fn app(width: f32, height: f32) -> (Harness<'static, App>, Played) {
     let (session, played) = played(false);
@@ -105,6 +86,121 @@ fn type_and_send(harness: &mut Harness<'static, App>, text: &str) {
     harness.step();
     harness.key_press(Key::Enter);
     harness.run_steps(3);
+}
+
+/// Enter as the keyboard sends it, whatever is held at the end of the frame.
+fn enter(modifiers: Modifiers) -> Event {
+    Event::Key {
+        key: Key::Enter,
+        physical_key: None,
+        pressed: true,
+        repeat: false,
+        modifiers,
+    }
+}
+
+#[test]
+fn shift_and_enter_make_a_new_line_however_short_they_are() {
+    let (mut harness, played) = loaded();
+    harness.get_by_label("Message").focus();
+    harness.step();
+    // All of it in one frame, in which Shift is released again.
+    harness.event(Event::Text("one".to_owned()));
+    harness.event(enter(Modifiers::SHIFT));
+    harness.event(Event::Text("two".to_owned()));
+    harness.event(enter(Modifiers::NONE));
+    harness.event(Event::Text("the next".to_owned()));
+    harness.run_steps(4);
+    let Command::Ask(ask) = played.command() else {
+        panic!("a question was sent")
+    };
+    assert_eq!(ask.question, "one\ntwo");
+    assert_eq!(harness.state().chat().draft, "the next");
+}
+
+#[test]
+fn escape_closes_windows_before_it_stops_the_answer() {
+    let (mut harness, played) = loaded();
+    type_and_send(&mut harness, "hello");
+    assert!(matches!(played.command(), Command::Ask(_)));
+    harness.key_press(Key::F1);
+    harness.key_press_modifiers(Modifiers::COMMAND, Key::G);
+    harness.run_steps(3);
+    for label in ["Save as preset", "Answer the last question again"] {
+        harness.get_by_label(label);
+        harness.key_press(Key::Escape);
+        harness.run_steps(3);
+        assert!(harness.query_by_label(label).is_none(), "{label}");
+        assert!(played.commands.try_recv().is_err(), "nothing is stopped");
+    }
+    harness.key_press(Key::Escape);
+    harness.run_steps(3);
+    assert!(matches!(played.command(), Command::Stop(_)));
+}
+
+#[test]
+fn presets_and_the_system_prompt_are_in_sight() {
+    let (mut harness, played) = loaded();
+    harness.get_by_label("Preset: Greedy").click();
+    harness.run_steps(3);
+    harness.get_by_label("Creative").click();
+    harness.run_steps(3);
+    harness.get_by_label("System prompt: none").click();
+    harness.run_steps(3);
+    let system = harness.get_by_label("System prompt");
+    system.focus();
+    system.type_text("Answer in one word.");
+    harness.run_steps(3);
+    harness.key_press(Key::Escape);
+    harness.run_steps(3);
+    type_and_send(&mut harness, "hello");
+    let Command::Ask(ask) = played.command() else {
+        panic!("a question was sent")
+    };
+    assert_eq!(ask.sampling.temperature, 1.0);
+    assert_eq!(
+        ask.conversation.messages()[0]["content"],
+        "Answer in one word."
+    );
+    harness.get_by_label("System prompt: Answer in one word.");
+}
+
+#[test]
+fn what_is_dropped_is_opened() {
+    let (mut harness, played) = loaded();
+    let chat = PathBuf::from("/no/such/folder/a.klchat");
+    drop_on(&mut harness, chat.clone());
+    assert!(matches!(played.command(), Command::Open { path, .. } if path == chat));
+    drop_on(&mut harness, "/no/such/folder/a.txt".into());
+    harness.get_by_label_contains("a.txt is no model folder");
+    drop_on(&mut harness, common::tiny());
+    let Command::Estimate { folder, .. } = played.command() else {
+        panic!("the model is looked at before it is loaded")
+    };
+    assert_eq!(folder, common::tiny());
+    harness.get_by_label("Load").click();
+    harness.run_steps(3);
+    let Command::Load(load) = played.command() else {
+        panic!("it is loaded")
+    };
+    assert_eq!(load.folder, common::tiny());
+    // It is refused: the model before it goes on.
+    let problem = Problem::new("It has no tokenizer.", WayOut::ChooseModel);
+    played.tell(Update::LoadRefused(problem));
+    harness.run_steps(3);
+    harness.get_by_label("It has no tokenizer.");
+    harness.get_by_label("Model: the demo model on cpu");
+    // Without any model, the demo model is a way out.
+    let failed = Problem::new("It is damaged.", WayOut::ChooseModel);
+    drop_on(&mut harness, common::tiny());
+    harness.get_by_label("Load").click();
+    harness.run_steps(3);
+    played.tell(Update::LoadFailed(failed));
+    harness.run_steps(3);
+    harness.get_by_label("Back to the demo model").click();
+    harness.run_steps(3);
+    let last = std::iter::from_fn(|| played.commands.try_recv().ok()).last();
+    assert!(matches!(last, Some(Command::Load(load)) if load.name == "the demo model"));
 }
 
 #[test]

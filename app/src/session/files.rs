@@ -8,6 +8,7 @@ use kimi_linear::cache::Snapshot;
 use kimi_linear::error::Error;
 use kimi_linear::tokenizer::Conversation;
 
+use crate::kept::write_whole;
 use crate::problem::{Problem, WayOut};
 
 /// Reads either format.
@@ -44,7 +45,7 @@ pub(super) fn read(path: &Path) -> Result<(Conversation, Option<Snapshot>), Prob
 pub(super) fn write(conversation: &Conversation, path: &Path) -> Result<(), Problem> {
     let written = serde_json::to_vec_pretty(conversation)
         .map_err(std::io::Error::other)
-        .and_then(|bytes| std::fs::write(path, bytes));
+        .and_then(|bytes| write_whole(path, &bytes));
     written.map_err(|error| {
         Problem::new(
             format!("{} cannot be written: {error}.", path.display()),

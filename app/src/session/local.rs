@@ -12,8 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use kimi_linear::backend::{self, Backend, BackendKind};
-use kimi_linear::checkpoint::ModelFiles;
-use kimi_linear::config::ModelConfig;
+use kimi_linear::cache::Snapshot;
 use kimi_linear::engine::{
     EngineHandle, EngineOptions, Event, OutputProcessor, Request, RequestId, UndoWrite,
 };
@@ -22,11 +21,12 @@ use kimi_linear::llm::{Llm, LlmFiles, LlmOptions};
 use kimi_linear::model::TraceChoice;
 use kimi_linear::tokenizer::{Conversation, Tokenizer};
 
+use super::before_load::{checked, estimate};
 use super::survey::Surveys;
 use super::tokens::{likely, tiles, update};
 use super::{
-    Ask, ChatId, ChatUpdate, Command, Estimate, LoadRequest, Session, Teller, Update, Wake,
-    compare, files, ranks,
+    Ask, ChatId, ChatUpdate, Command, LoadRequest, Session, Teller, Update, Wake, aside, compare,
+    files, ranks,
 };
 use crate::facts::{ModelFacts, memory, sizes};
 use crate::history::Undone;
@@ -104,16 +104,16 @@ impl Worker {
                 Command::Estimate { folder, context } => estimate(&self.teller, folder, context),
                 Command::Load(request) => self.load(&request),
                 // It has been loaded already, or was cancelled.
-                Command::StopLoading => {}
+                Command::StopLoading | Command::Connect => {}
                 Command::Ask(ask) => self.ask(*ask),
                 Command::Stop(chat) => self.stop(chat),
                 Command::Retrace {
                     chat,
-                    tokens,
+                    conversation,
                     choice,
                     from,
                     answer,
-                } => self.retrace(chat, tokens, choice, from, answer),
+                } => self.retrace(chat, &conversation, choice, from, answer),
                 Command::Undo {
                     chat,
                     prompt,
@@ -125,6 +125,12 @@ impl Worker {
                     conversation,
                     path,
                 } => self.save(chat, &conversation, &path),
+                Command::KeepState {
+                    chat,
+                    conversation,
+                    path,
+                } => self.keep_state(chat, &conversation, path),
+                Command::Recall { chat, path } => self.recall(chat, path),
                 Command::Open { chat, path } => self.open_file(chat, &path),
             }
         }
@@ -154,28 +160,31 @@ impl Worker {
     }
 
     fn load(&mut self, request: &LoadRequest) {
+        // What can be known before is checked first: then the old model goes on running.
+        let (files, backend) = match checked(&self.open, request) {
+            Ok(checked) => checked,
+            Err(problem) => {
+                tracing::error!("{}", problem.sentence);
+                return self.refuse(problem);
+            }
+        };
+        if Self::goes_on(&self.commands, &mut self.later).is_break() {
+            return self.stopped(request);
+        }
         // The old model is dropped before the new one allocates memory: a running answer would keep it.
         if let Some(loaded) = self.loaded.take() {
             let jobs = std::mem::take(&mut *self.jobs());
             jobs.values()
                 .for_each(|job| loaded.llm.engine().cancel(job.id));
         }
-        match self.try_load(request) {
+        match self.try_load(request, files, backend) {
             Ok((loaded, facts)) => {
                 self.surveys.clear();
                 self.loaded = Some(loaded);
                 tracing::info!(model = facts.name, device = facts.device.name, "loaded");
                 self.teller.tell(Update::Loaded(Box::new(facts)));
             }
-            Err(Error::LoadStopped) => {
-                tracing::info!("loading {} was stopped", request.name);
-                let next = self.later.iter();
-                if !next.into_iter().any(|c| matches!(c, Command::Load(_))) {
-                    let sentence = format!("Loading {} was stopped: no model runs.", request.name);
-                    let problem = Problem::new(sentence, WayOut::LoadAgain);
-                    self.teller.tell(Update::LoadFailed(problem));
-                }
-            }
+            Err(Error::LoadStopped) => self.stopped(request),
             Err(error) => {
                 tracing::error!("{error}");
                 self.teller
@@ -184,13 +193,35 @@ impl Worker {
         }
     }
 
-    fn try_load(&mut self, request: &LoadRequest) -> Result<(Loaded, ModelFacts), Error> {
-        let folder = &request.folder;
-        let files = LlmFiles::open(folder)?;
-        // The app can only chat with a model.
-        files.template()?;
+    /// Reports that a model is not loaded, and whether another one is still running.
+    fn refuse(&self, problem: Problem) {
+        self.teller.tell(match self.loaded {
+            Some(_) => Update::LoadRefused(problem),
+            None => Update::LoadFailed(problem),
+        });
+    }
+
+    /// Loading was cancelled, or another model is to be loaded instead, which reports for itself.
+    fn stopped(&self, request: &LoadRequest) {
+        tracing::info!("loading {} was stopped", request.name);
+        if self.later.iter().any(|c| matches!(c, Command::Load(_))) {
+            return;
+        }
+        let (then, way_out) = match self.loaded {
+            Some(_) => ("the model before it goes on running", WayOut::Dismiss),
+            None => ("no model runs", WayOut::LoadAgain),
+        };
+        let sentence = format!("Loading {} was stopped: {then}.", request.name);
+        self.refuse(Problem::new(sentence, way_out));
+    }
+
+    fn try_load(
+        &mut self,
+        request: &LoadRequest,
+        files: LlmFiles,
+        backend: Box<dyn Backend>,
+    ) -> Result<(Loaded, ModelFacts), Error> {
         let config = files.config.clone();
-        let backend = (self.open)(request.backend, request.device)?;
         let options = LlmOptions {
             sizes: sizes(request.context.min(config.model_max_length)),
             cache: None,
@@ -331,13 +362,16 @@ impl Worker {
     fn retrace(
         &self,
         chat: ChatId,
-        tokens: Vec<u32>,
+        conversation: &Conversation,
         choice: TraceChoice,
         from: usize,
         answer: usize,
     ) {
         self.end_retraces();
         let Some(loaded) = &self.loaded else { return };
+        let tokens = conversation.ids().to_vec();
+        let texts = tiles(&loaded.llm.files().tokenizer, &tokens, conversation);
+        self.teller.chat(chat, ChatUpdate::Tokens(texts));
         let request = Request {
             trace: Some(choice),
             trace_from: Some(from),
@@ -410,22 +444,43 @@ impl Worker {
             return;
         };
         let (engine, teller) = (loaded.llm.engine().clone(), self.teller.clone());
-        // The answer's last token is the next question's first: a snapshot that includes it could not be continued from.
-        let mut ids = conversation.ids().to_vec();
-        ids.pop();
-        let path = path.to_owned();
-        let note = serde_json::to_string(conversation).unwrap_or_default();
+        let (conversation, path) = (conversation.clone(), path.to_owned());
         aside("save", move || {
-            let saved = engine.snapshot(ids).and_then(|mut snapshot| {
-                snapshot.note = note;
-                snapshot.save(&path)?;
-                Ok(snapshot.tokens.len())
-            });
-            let update = match saved {
+            let update = match save(&engine, &conversation, &path) {
                 Ok(tokens) => ChatUpdate::Saved { path, tokens },
                 Err(error) => ChatUpdate::FileFailed(Problem::of_file(&error)),
             };
             teller.chat(chat, update);
+        });
+    }
+
+    fn keep_state(&self, chat: ChatId, conversation: &Conversation, path: PathBuf) {
+        let Some(loaded) = &self.loaded else { return };
+        let (engine, teller) = (loaded.llm.engine().clone(), self.teller.clone());
+        let conversation = conversation.clone();
+        aside("state", move || {
+            if let Err(error) = save(&engine, &conversation, &path) {
+                let problem = Problem::of_file(&error);
+                teller.chat(chat, ChatUpdate::FileFailed(problem));
+            }
+        });
+    }
+
+    fn recall(&self, chat: ChatId, path: PathBuf) {
+        let Some(loaded) = &self.loaded else {
+            self.teller.chat(chat, ChatUpdate::Recalled);
+            return;
+        };
+        let (engine, teller) = (loaded.llm.engine().clone(), self.teller.clone());
+        aside("recall", move || {
+            let restored = Snapshot::load(&path)
+                .map_err(Error::from)
+                .and_then(|snapshot| engine.restore(snapshot));
+            // Its tokens are computed again instead, with the same result.
+            if let Err(error) = restored {
+                tracing::warn!("the state in {} is of no use: {error}", path.display());
+            }
+            teller.chat(chat, ChatUpdate::Recalled);
         });
     }
 
@@ -450,44 +505,15 @@ impl Worker {
     }
 }
 
-/// Runs a slow function in a thread of its own.
-fn aside(name: &str, work: impl FnOnce() + Send + 'static) {
-    let spawned = std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(work);
-    if let Err(error) = spawned {
-        tracing::error!("the system gives no thread: {error}");
-    }
-}
-
-/// Reads a configuration and asks every driver for its devices, which may be slow.
-fn estimate(teller: &Teller, folder: PathBuf, context: usize) {
-    let teller = teller.clone();
-    aside("estimate", move || {
-        let read = || -> Result<(ModelConfig, Option<u64>), Error> {
-            let files = ModelFiles::open(&folder)?;
-            let config = files.config()?;
-            let stored = files.contents(&config)?;
-            let bytes = stored.map(|formats| formats.iter().map(|format| format.bytes).sum());
-            Ok((config, bytes))
-        };
-        let result = match read() {
-            Ok((config, stored)) => Ok(Estimate {
-                parameters: config.parameters(),
-                active: config.active_parameters(),
-                longest: config.model_max_length,
-                devices: backend::devices()
-                    .into_iter()
-                    .map(|device| {
-                        let memory = memory(&config, &device, context, stored);
-                        (device, memory)
-                    })
-                    .collect(),
-            }),
-            Err(error) => Err(Problem::of_loading(&error)),
-        };
-        teller.tell(Update::Estimate { folder, result });
-    });
+/// Saves a conversation with the state of its tokens; returns the number of these tokens.
+fn save(engine: &EngineHandle, conversation: &Conversation, path: &Path) -> Result<usize, Error> {
+    // The answer's last token is the next question's first: a snapshot that includes it could not be continued from.
+    let mut ids = conversation.ids().to_vec();
+    ids.pop();
+    let mut snapshot = engine.snapshot(ids)?;
+    snapshot.note = serde_json::to_string(conversation).unwrap_or_default();
+    snapshot.save(path)?;
+    Ok(snapshot.tokens.len())
 }
 
 /// Scores every head of a chat's traced tokens, in a thread of its own.

@@ -2,6 +2,7 @@
 //!
 //! [`local`] runs a model in this process, [`remote`] calls a server. The app uses both through [`Session`].
 
+mod before_load;
 mod compare;
 mod files;
 pub mod local;
@@ -74,20 +75,22 @@ pub enum Command {
         /// Maximum tokens of a conversation.
         context: usize,
     },
-    /// Load a model instead of the present one.
+    /// Load a model instead of the present one, which goes on running if the new one cannot be loaded here.
     Load(Box<LoadRequest>),
-    /// Cancel loading; no model runs then.
+    /// Connect to the server again.
+    Connect,
+    /// Cancel loading. No model runs then, unless the present one is still there.
     StopLoading,
     /// Answer a question.
     Ask(Box<Ask>),
     /// Stop a chat's answer; the part already written is kept.
     Stop(ChatId),
-    /// Run tokens again, the last of them traced for other heads.
+    /// Run a conversation's tokens again, the last of them traced for these heads.
     Retrace {
         /// The chat.
         chat: ChatId,
-        /// Its tokens.
-        tokens: Vec<u32>,
+        /// Its content.
+        conversation: Conversation,
         /// The heads.
         choice: TraceChoice,
         /// The first token to be traced.
@@ -112,6 +115,22 @@ pub enum Command {
         chat: ChatId,
         /// The chat's content.
         conversation: Conversation,
+        /// The file.
+        path: PathBuf,
+    },
+    /// Keep the model's state of a chat in a file, for [`Command::Recall`].
+    KeepState {
+        /// The chat.
+        chat: ChatId,
+        /// The chat's content.
+        conversation: Conversation,
+        /// The file.
+        path: PathBuf,
+    },
+    /// Restore the model's state of a kept chat, so that its tokens are not computed again.
+    Recall {
+        /// The chat.
+        chat: ChatId,
         /// The file.
         path: PathBuf,
     },
@@ -156,8 +175,10 @@ pub enum Update {
     },
     /// The model is loaded.
     Loaded(Box<ModelFacts>),
-    /// Loading failed.
+    /// Loading failed, and no model runs.
     LoadFailed(Problem),
+    /// A model cannot be loaded here; the present one goes on running.
+    LoadRefused(Problem),
     /// A server answered.
     Connected {
         /// Its model's name.
@@ -224,8 +245,12 @@ pub enum ChatUpdate {
         /// Its token counts.
         usage: Usage,
     },
+    /// The conversation's tokens with their text; their frames follow.
+    Tokens(Vec<TokenText>),
     /// The tokens have been traced again.
     Retraced,
+    /// The state of a kept chat was restored, or cannot be: then its tokens are computed again.
+    Recalled,
     /// Tracing again failed.
     RetraceFailed(Problem),
     /// The request failed; the conversation is unchanged.
@@ -314,5 +339,15 @@ impl Session {
     #[must_use]
     pub fn next(&self) -> Option<Update> {
         self.updates.try_recv().ok()
+    }
+}
+
+/// Runs a slow function in a thread of its own.
+fn aside(name: &str, work: impl FnOnce() + Send + 'static) {
+    let spawned = std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work);
+    if let Err(error) = spawned {
+        tracing::error!("the system gives no thread: {error}");
     }
 }

@@ -113,8 +113,11 @@ impl Worker {
                 Command::Estimate { .. }
                 | Command::Retrace { .. }
                 | Command::Undo { .. }
+                | Command::KeepState { .. }
+                | Command::Recall { .. }
+                | Command::Load(_)
                 | Command::StopLoading => {}
-                Command::Load(_) => self.connect(),
+                Command::Connect => self.connect(),
                 Command::Ask(ask) => self.ask(*ask),
                 Command::Stop(chat) => {
                     if let Some(open) = self.running.remove(&chat) {
@@ -159,7 +162,7 @@ impl Worker {
                 tracing::error!("{reason}");
                 self.teller.tell(Update::LoadFailed(Problem::new(
                     format!("{reason}. Is `kimi-linear serve` running there?"),
-                    WayOut::LoadAgain,
+                    WayOut::ConnectAgain,
                 )));
             }
         }
@@ -168,7 +171,7 @@ impl Worker {
     fn ask(&mut self, ask: Ask) {
         let (chat, teller) = (ask.chat, self.teller.clone());
         let Some(model) = self.model.clone() else {
-            let problem = Problem::new("No server is connected.", WayOut::LoadAgain);
+            let problem = Problem::new("No server is connected.", WayOut::ConnectAgain);
             teller.chat(chat, ChatUpdate::Failed(problem));
             return;
         };

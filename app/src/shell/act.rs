@@ -1,20 +1,13 @@
 //! Execution of actions.
 
-use std::path::PathBuf;
-
 use eframe::egui;
 use kimi_linear::model::TraceHead;
 
-use super::action::{Action, Pick, Step, Window};
+use super::action::{Action, Step, Window};
 use super::{App, Running, arrange};
-use crate::chat::Chat;
-use crate::demo;
-use crate::problem::{Problem, WayOut};
-use crate::session::{Ask, ChatId, Command, LoadRequest};
+use crate::problem::WayOut;
+use crate::session::{Ask, Command};
 use crate::try_these::EXAMPLES;
-
-/// The file extension of saved chats.
-const EXTENSION: &str = "klchat";
 
 impl App {
     /// Executes an action.
@@ -38,6 +31,7 @@ impl App {
                 chat.draft.clear();
             }
             Action::NewChat => self.new_chat(),
+            Action::Quit => ctx.send_viewport_cmd(egui::ViewportCommand::Close),
             Action::Show(id) => {
                 self.current = id;
                 self.selection.token = None;
@@ -49,6 +43,11 @@ impl App {
                 self.act(ctx, Action::Show(next));
             }
             Action::Close(id) => self.close(id),
+            Action::Undelete => self.undelete(),
+            Action::EditTitle(id) => self.edit_title(id),
+            Action::EditThisTitle => self.edit_title(self.current),
+            Action::LeaveTitle => (self.list.renaming, self.focus) = (None, true),
+            Action::Rename(id, title) => self.rename(id, &title),
             Action::Try(at) => self.try_example(at),
             Action::Toggle(window) => self.toggle(window),
             Action::Save(path) => self.save_to(path),
@@ -109,7 +108,8 @@ impl App {
         }
         let id = self.current;
         let fresh = self.next_seed();
-        let conversation = self.chat_mut().ask(question, trace);
+        let model = self.written_by();
+        let conversation = self.chat_mut().ask(question, trace, model);
         self.traced = choice.map(|choice| (id, choice));
         self.changed = None;
         self.selection.token = None;
@@ -134,6 +134,11 @@ impl App {
     }
 
     fn regenerate(&mut self) {
+        // Without a model the answer that is there stays.
+        if let Err(reason) = self.ready() {
+            self.tell(format!("{reason}."));
+            return;
+        }
         let chat = self.chat_mut();
         if chat.busy() || chat.turns.is_empty() {
             return;
@@ -153,35 +158,6 @@ impl App {
         chat.draft.clone_from(&chat.turns[turn].question);
         chat.editing = Some(turn);
         self.focus = true;
-    }
-
-    /// Starts a chat, or shows an existing empty one.
-    fn new_chat(&mut self) {
-        let empty = self
-            .chats
-            .iter()
-            .find(|chat| chat.is_empty())
-            .map(|chat| chat.id);
-        let id = empty.unwrap_or_else(|| {
-            let id = ChatId(self.next);
-            self.next += 1;
-            self.chats.insert(0, Chat::new(id, &self.settings.system));
-            id
-        });
-        self.current = id;
-        self.selection.token = None;
-        self.focus = true;
-    }
-
-    fn close(&mut self, id: ChatId) {
-        let Some(at) = self.place(id) else { return };
-        self.session.send(Command::Stop(id));
-        self.chats.remove(at);
-        if self.chats.is_empty() {
-            self.new_chat();
-        } else if self.current == id {
-            self.current = self.chats[at.min(self.chats.len() - 1)].id;
-        }
     }
 
     fn try_example(&mut self, at: usize) {
@@ -209,6 +185,8 @@ impl App {
     fn toggle(&mut self, window: Window) {
         if self.windows.contains(&window) {
             self.windows.retain(|other| *other != window);
+            // Escape takes the focus from the message.
+            self.focus = true;
             return;
         }
         if window == Window::Files {
@@ -216,177 +194,6 @@ impl App {
             self.file = self.file_name().display().to_string();
         }
         self.windows.push(window);
-    }
-
-    fn saved_chats(&self) -> Vec<PathBuf> {
-        let entries = self
-            .chats_folder
-            .as_ref()
-            .and_then(|folder| std::fs::read_dir(folder).ok());
-        let files = entries
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path());
-        let mut files: Vec<PathBuf> = files
-            .filter(|file| {
-                file.extension()
-                    .is_some_and(|extension| extension == EXTENSION)
-            })
-            .collect();
-        files.sort();
-        files
-    }
-
-    /// The file of the current chat, or a file name from its title.
-    fn file_name(&self) -> PathBuf {
-        if let Some(file) = &self.chat().file {
-            return file.clone();
-        }
-        let plain = |c: char| {
-            if c.is_alphanumeric() || c == ' ' {
-                c
-            } else {
-                '-'
-            }
-        };
-        let title: String = self.chat().title.chars().map(plain).collect();
-        let title = title.trim_matches(['-', ' ']);
-        let name = format!(
-            "{}.{EXTENSION}",
-            if title.is_empty() { "chat" } else { title }
-        );
-        self.chats_folder
-            .as_ref()
-            .map_or_else(|| PathBuf::from(&name), |folder| folder.join(&name))
-    }
-
-    fn save_to(&mut self, path: PathBuf) {
-        let chat = self.chat();
-        if chat.busy() || chat.conversation.turns() == 0 {
-            self.tell(
-                "Only a chat with an answer can be saved, and only while none is being written."
-                    .to_owned(),
-            );
-            return;
-        }
-        if let Some(folder) = path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty())
-            && let Err(error) = std::fs::create_dir_all(folder)
-        {
-            let sentence = format!("The folder {} cannot be made: {error}.", folder.display());
-            self.problem = Some(Problem::new(sentence, WayOut::Dismiss));
-            return;
-        }
-        let (id, conversation) = (chat.id, chat.conversation.clone());
-        self.windows.retain(|window| *window != Window::Files);
-        self.session.send(Command::Save {
-            chat: id,
-            conversation,
-            path,
-        });
-    }
-
-    fn open_from(&mut self, path: PathBuf) {
-        self.windows.retain(|window| *window != Window::Files);
-        self.new_chat();
-        self.chat_mut().file = Some(path.clone());
-        let chat = self.current;
-        self.session.send(Command::Open { chat, path });
-    }
-
-    /// Opens the system's file dialog in a thread of its own; on systems without one, paths can be typed.
-    fn pick(&self, ctx: &egui::Context, pick: Pick) {
-        let dialog = rfd::AsyncFileDialog::new();
-        let suggested = self.file_name();
-        let name = suggested
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        let (picks, ctx) = (self.picks.0.clone(), ctx.clone());
-        let chosen: std::pin::Pin<Box<dyn Future<Output = Option<rfd::FileHandle>> + Send>> =
-            match pick {
-                Pick::Folder => Box::pin(dialog.set_title("The model's folder").pick_folder()),
-                Pick::Open => Box::pin(dialog.set_title("Open a chat").pick_file()),
-                Pick::Save => Box::pin(
-                    dialog
-                        .set_title("Save this chat")
-                        .set_file_name(name)
-                        .save_file(),
-                ),
-            };
-        let waited = std::thread::Builder::new().name("dialog".to_owned()).spawn(move || {
-            if let Some(file) = pollster::block_on(chosen) {
-                let _ = picks.send((pick, file.path().to_owned()));
-                ctx.request_repaint();
-            } else {
-                tracing::info!("no file was chosen; where the system has no dialog, a path can be typed instead");
-            }
-        });
-        if let Err(error) = waited {
-            tracing::error!("the system gives no thread: {error}");
-        }
-    }
-
-    /// Loads the model of the settings; without a folder, the demo model.
-    pub(super) fn load(&mut self) {
-        let choice = &self.settings.model;
-        let (folder, name, demo) = match &choice.folder {
-            Some(folder) => {
-                let name = folder.file_name().unwrap_or(folder.as_os_str());
-                (folder.clone(), name.to_string_lossy().into_owned(), false)
-            }
-            None => match demo::folder() {
-                Ok(folder) => (folder, demo::NAME.to_owned(), true),
-                Err(problem) => {
-                    self.problem = Some(problem);
-                    return;
-                }
-            },
-        };
-        self.demo = demo;
-        self.folders.0 = Some(folder.clone());
-        self.problem = None;
-        self.traced = None;
-        self.running = Running::Loading {
-            name: name.clone(),
-            done: 0,
-            total: 0,
-        };
-        for chat in &mut self.chats {
-            chat.measures.context_used = 0;
-        }
-        self.session.send(Command::Load(Box::new(LoadRequest {
-            folder,
-            name,
-            backend: choice.backend.kind(),
-            device: choice.device,
-            context: choice.context,
-        })));
-    }
-
-    /// Requests a description of the model in the settings, once for each folder and context.
-    pub(super) fn inspect(&mut self) {
-        let folder = match &self.settings.model.folder {
-            Some(folder) => folder.clone(),
-            None => match demo::folder() {
-                Ok(folder) => folder,
-                Err(problem) => {
-                    self.inspected.result = Some(Err(problem));
-                    return;
-                }
-            },
-        };
-        let asked = (folder, self.settings.model.context);
-        if self.inspected.asked.as_ref() == Some(&asked) {
-            return;
-        }
-        let (folder, context) = asked.clone();
-        self.inspected.asked = Some(asked);
-        self.inspected.result = None;
-        self.session.send(Command::Estimate { folder, context });
     }
 
     fn way_out(&mut self, way: WayOut) {
@@ -397,15 +204,16 @@ impl App {
                     self.toggle(Window::Model);
                 }
             }
-            WayOut::LoadAgain => {
-                if self.session.remote() {
-                    self.running = Running::Nothing;
-                }
-                self.load();
+            WayOut::LoadAgain => self.load(),
+            WayOut::Demo => self.load_demo(),
+            WayOut::ConnectAgain => {
+                self.running = Running::Nothing;
+                self.session.send(Command::Connect);
             }
+            WayOut::KeepAgain => self.keep_again(),
             WayOut::NewChat => self.new_chat(),
             WayOut::AskAgain => self.regenerate(),
-            WayOut::Dismiss => {}
+            WayOut::Dismiss => self.list.problem = None,
         }
     }
 

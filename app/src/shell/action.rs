@@ -29,6 +29,18 @@ pub enum Action {
     NextChat,
     /// Delete a chat.
     Close(ChatId),
+    /// Bring the chat back that was deleted last.
+    Undelete,
+    /// Edit a chat's title in the list.
+    EditTitle(ChatId),
+    /// Edit the current chat's title in the list.
+    EditThisTitle,
+    /// Leave a title as it was.
+    LeaveTitle,
+    /// Give a chat another title.
+    Rename(ChatId, String),
+    /// Close the app.
+    Quit,
     /// Send one of the examples, and bring its view to the front.
     Try(usize),
     /// Open or close a window.
@@ -71,6 +83,25 @@ pub enum Action {
     WayOut(WayOut),
 }
 
+impl Action {
+    /// Whether it needs a model in this process: it loads one or moves what the views show.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        matches!(
+            self,
+            Self::View(_)
+                | Self::Arrange
+                | Self::Spread
+                | Self::Token(_)
+                | Self::Layer(_)
+                | Self::Head(_)
+                | Self::Trace
+                | Self::Load
+                | Self::Toggle(Window::Model)
+        )
+    }
+}
+
 /// The windows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Window {
@@ -82,6 +113,8 @@ pub enum Window {
     Files,
     /// Keys, and explanations of the views.
     Help,
+    /// What a delta-rule memory is.
+    DeltaRule,
 }
 
 /// What the system's file dialog is for.
@@ -89,6 +122,8 @@ pub enum Window {
 pub enum Pick {
     /// A model's folder.
     Folder,
+    /// A model's GGUF file.
+    Gguf,
     /// A chat to open.
     Open,
     /// A file to save to.

@@ -54,13 +54,13 @@ pub fn first(remote: bool) -> Tree<Pane> {
     }
     let views = tiles.insert_container(Container::Linear(column));
     let mut halves = Linear::new(LinearDir::Horizontal, vec![chat, views]);
-    halves.shares.set_share(chat, 0.42);
-    halves.shares.set_share(views, 0.58);
+    halves.shares.set_share(chat, 0.36);
+    halves.shares.set_share(views, 0.64);
     let root = tiles.insert_container(Container::Linear(halves));
     Tree::new(egui::Id::unique("panels"), root, tiles)
 }
 
-/// Views per row if all are visible; the last row has the rest, which are wider.
+/// Most views per row if all are visible; the first rows have fewer, which are wider.
 const ROW: usize = 3;
 
 /// The layout with every panel visible: the chat on the left, the views in rows beside it.
@@ -68,15 +68,24 @@ const ROW: usize = 3;
 pub fn side_by_side(remote: bool) -> Tree<Pane> {
     let mut tiles = Tiles::default();
     let chat = tiles.insert_pane(Pane::Chat);
-    let views = all(remote).into_iter().filter(|pane| *pane != Pane::Chat);
-    let views: Vec<TileId> = views.map(|pane| tiles.insert_pane(pane)).collect();
+    let mut views: Vec<Pane> = all(remote);
+    views.retain(|pane| *pane != Pane::Chat);
+    // The widest view is in the first row.
+    views.sort_by_key(|pane| *pane != Pane::View(ABOVE[0].to_owned()));
+    let views: Vec<TileId> = views
+        .into_iter()
+        .map(|pane| tiles.insert_pane(pane))
+        .collect();
     if views.is_empty() {
         return first(remote);
     }
-    let rows = views
-        .chunks(ROW)
-        .map(|row| tiles.insert_horizontal_tile(row.to_vec()))
-        .collect();
+    let (count, mut rest) = (views.len().div_ceil(ROW), views.as_slice());
+    let mut rows = Vec::new();
+    for left in (1..=count).rev() {
+        let (row, after) = rest.split_at(rest.len() / left);
+        rows.push(tiles.insert_horizontal_tile(row.to_vec()));
+        rest = after;
+    }
     let rows = tiles.insert_vertical_tile(rows);
     let mut halves = Linear::new(LinearDir::Horizontal, vec![chat, rows]);
     halves.shares.set_share(chat, 0.26);

@@ -7,7 +7,6 @@ use super::action::{Action, Window};
 use crate::chat::{Chat, Stage, milliseconds};
 use crate::log::Log;
 use crate::selection::Selection;
-use crate::session::ChatId;
 use crate::theme::Colours;
 use crate::views;
 
@@ -34,7 +33,7 @@ pub(super) fn top(
         tool(
             ui,
             "Files",
-            "Save or open a chat with the model's memory of it",
+            "Save a chat to a file, or open one",
             Action::Toggle(Window::Files),
         );
         let model = "Which model, what it runs on, and whether it fits";
@@ -51,7 +50,7 @@ pub(super) fn top(
         tool(
             ui,
             "Sampling",
-            "Temperature and the rest, the system prompt, tracing",
+            "Temperature and the rest, presets, the system prompt, recording for the views",
             Action::Toggle(Window::Sampling),
         );
         if !remote {
@@ -69,7 +68,7 @@ pub(super) fn top(
                 if ui.button("All panels side by side").clicked() {
                     actions.push(Action::Spread);
                 }
-                if ui.button("Panels as at first").clicked() {
+                if ui.button("Reset layout").clicked() {
                     actions.push(Action::Arrange);
                 }
             });
@@ -83,7 +82,11 @@ pub(super) fn top(
             tool(
                 ui,
                 "Help",
-                "Keys, and what the views show (F1)",
+                if remote {
+                    "Keys (F1)"
+                } else {
+                    "Keys, and what the views show (F1)"
+                },
                 Action::Toggle(Window::Help),
             );
             tool(ui, "Log", "Show or hide the log", Action::Log);
@@ -93,7 +96,7 @@ pub(super) fn top(
     });
 }
 
-/// The status bar.
+/// The status bar: figures, or a notice, on the left, and what the views show on the right.
 pub(super) fn status(
     ui: &mut Ui,
     colours: &Colours,
@@ -102,112 +105,87 @@ pub(super) fn status(
     selection: &Selection,
     notice: Option<&str>,
 ) {
+    /// Width in points from which there is room for both sides.
+    const BOTH: f32 = 760.0;
     ui.horizontal(|ui| {
-        let answer = chat.measures.answers.last();
-        let stage = match chat.stage {
-            Stage::Idle => "Ready".to_owned(),
-            Stage::Waiting { .. } => "Waiting".to_owned(),
-            Stage::Reading { done, total, .. } => format!("Reading {done}/{total}"),
-            Stage::Answering => "Answering".to_owned(),
-        };
-        ui.label(stage);
-        ui.separator();
-        let rate =
-            answer.and_then(|answer| answer.rate(if answer.finished { usize::MAX } else { 16 }));
-        let rate = rate.map_or_else(|| "–".to_owned(), |rate| format!("{rate:.1}"));
-        ui.label(format!("{rate} tokens/s")).on_hover_text(
-            "Over the last 16 tokens while an answer comes, over all of it afterwards",
-        );
-        ui.separator();
-        let first = answer.and_then(|answer| answer.first_token);
-        let first = first.map_or_else(|| "–".to_owned(), milliseconds);
-        ui.label(format!("first token {first}"))
-            .on_hover_text("From sending the question to the first token of the answer");
-        ui.separator();
-        let used = chat.measures.context_used;
-        match context {
-            Some(context) => {
-                ui.label(format!("context {used} of {context}"));
-                let part = used as f32 / context.max(1) as f32;
-                ui.add(
-                    egui::ProgressBar::new(part)
-                        .desired_width(70.0)
-                        .desired_height(8.0),
-                );
-            }
-            None => {
-                ui.label(format!("context {used}"));
-            }
-        }
-        if let Some(notice) = notice {
-            ui.separator();
-            ui.label(RichText::new(notice).color(colours.accent));
-        }
+        let both = ui.available_width() >= BOTH;
         ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
-            let mut words = Vec::new();
-            words.push(match selection.token {
-                Some(token) => format!("token {token}"),
-                None => "newest token".to_owned(),
-            });
-            if let Some(kda) = selection.kda {
-                words.push(format!("KDA layer {} head {}", kda.layer, kda.head));
-            }
-            if let Some(mla) = selection.mla {
-                words.push(format!("MLA layer {} head {}", mla.layer, mla.head));
-            }
-            if selection.kda.is_some() {
-                let text = RichText::new(words.join(" · ")).color(colours.faint);
+            if both && let Some(words) = shown(selection) {
+                let text = RichText::new(words).color(colours.faint);
                 ui.label(text)
                     .on_hover_text("What all views show. Alt with the arrow keys moves it.");
             }
+            ui.with_layout(Layout::left_to_right(Align::Center), |ui| match notice {
+                Some(notice) => {
+                    let text = RichText::new(notice).color(colours.accent);
+                    let label = egui::Label::new(text).truncate();
+                    ui.add(label).on_hover_text(notice);
+                }
+                None => figures(ui, chat, context),
+            });
         });
     });
 }
 
-/// The list of chats.
-pub(super) fn chats(ui: &mut Ui, chats: &[Chat], current: ChatId, actions: &mut Vec<Action>) {
-    ui.add_space(4.0);
-    ui.horizontal(|ui| {
-        ui.strong("Chats");
-        ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
-            if ui.button("New").on_hover_text("Begin a new chat").clicked() {
-                actions.push(Action::NewChat);
-            }
-        });
-    });
-    ui.separator();
-    ScrollArea::vertical().auto_shrink(false).show(ui, |ui| {
-        for chat in chats {
-            ui.push_id(chat.id, |ui| {
-                ui.horizontal(|ui| {
-                    ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
-                        let close = ui.small_button("×").on_hover_text("Forget this chat");
-                        close.widget_info(|| {
-                            let label = format!("Forget {}", chat.title);
-                            egui::WidgetInfo::labeled(egui::Role::Button, true, label)
-                        });
-                        if close.clicked() {
-                            actions.push(Action::Close(chat.id));
-                        }
-                        if chat.busy() {
-                            ui.add(egui::Spinner::new().size(10.0));
-                        }
-                        ui.with_layout(
-                            Layout::left_to_right(Align::Center).with_main_justify(true),
-                            |ui| {
-                                let label =
-                                    egui::Button::selectable(chat.id == current, &chat.title)
-                                        .truncate();
-                                if ui.add(label).on_hover_text(&chat.title).clicked() {
-                                    actions.push(Action::Show(chat.id));
-                                }
-                            },
-                        );
-                    });
-                });
-            });
+/// What the views show, in words.
+fn shown(selection: &Selection) -> Option<String> {
+    let kda = selection.kda?;
+    let mut words = vec![match selection.token {
+        Some(token) => format!("token {token}"),
+        None => "newest token".to_owned(),
+    }];
+    words.push(format!("KDA layer {} head {}", kda.layer, kda.head));
+    if let Some(mla) = selection.mla {
+        words.push(format!("MLA layer {} head {}", mla.layer, mla.head));
+    }
+    Some(words.join(" · "))
+}
+
+/// The figures of the chat, as many as there is room for.
+fn figures(ui: &mut Ui, chat: &Chat, context: Option<usize>) {
+    let answer = chat.measures.answers.last();
+    let stage = match chat.stage {
+        Stage::Idle => "Ready".to_owned(),
+        Stage::Waiting { .. } => "Waiting".to_owned(),
+        Stage::Reading { done, total, .. } => format!("Reading {done}/{total}"),
+        Stage::Answering => "Answering".to_owned(),
+    };
+    ui.label(stage);
+    let rate = answer.and_then(|answer| answer.rate(if answer.finished { usize::MAX } else { 16 }));
+    let rate = rate.map_or_else(|| "–".to_owned(), |rate| format!("{rate:.1}"));
+    let first = answer.and_then(|answer| answer.first_token);
+    let first = first.map_or_else(|| "–".to_owned(), milliseconds);
+    let used = chat.measures.context_used;
+    let context_words = match context {
+        Some(context) => format!("context {used} of {context}"),
+        None => format!("context {used}"),
+    };
+    let words = [
+        (
+            format!("{rate} tokens/s"),
+            "Over the last 16 tokens while an answer comes, over all of it afterwards",
+        ),
+        (
+            format!("first token {first}"),
+            "From sending the question to the first token of the answer",
+        ),
+        (
+            context_words,
+            "Tokens of this chat, and the longest conversation that there is room for",
+        ),
+    ];
+    for (words, hover) in words {
+        if ui.available_width() < 150.0 {
+            return;
         }
-    });
+        ui.separator();
+        ui.label(words).on_hover_text(hover);
+    }
+    if let Some(context) = context.filter(|_| ui.available_width() >= 80.0) {
+        let part = used as f32 / context.max(1) as f32;
+        let bar = egui::ProgressBar::new(part).desired_width(70.0);
+        ui.add(bar.desired_height(8.0));
+    }
 }
 
 /// The log.

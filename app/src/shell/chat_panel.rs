@@ -1,15 +1,20 @@
 //! The chat panel: questions, streamed answers, and the input field.
 
 use eframe::egui::{
-    self, Align, Color32, Key, Layout, Modifiers, RichText, ScrollArea, TextEdit, Ui, vec2,
+    self, Align, Color32, Layout, RichText, ScrollArea, Sense, TextEdit, Ui, UiBuilder, vec2,
 };
 use egui_commonmark::CommonMarkCache;
 
-use super::action::Action;
+use super::action::{Action, Window};
+use super::{chats, keys, windows};
 use crate::chat::{Chat, Stage, Turn};
-use crate::problem::Problem;
+use crate::problem::{Problem, WayOut};
+use crate::settings::Settings;
 use crate::theme::Colours;
-use crate::try_these::EXAMPLES;
+use crate::try_these::{EXAMPLES, Example};
+
+/// The maximum width of text in points: longer lines are hard to read.
+const WIDTH: f32 = 760.0;
 
 /// The data of the chat panel.
 pub(super) struct ChatPanel<'a> {
@@ -21,6 +26,12 @@ pub(super) struct ChatPanel<'a> {
     pub(super) colours: &'a Colours,
     /// Whether a question can be answered now; otherwise the reason why not.
     pub(super) ready: Result<(), &'a str>,
+    /// Why the views have none of the chat's tokens, although a model runs.
+    pub(super) untraced: Option<&'a str>,
+    /// Whether a server's model answers.
+    pub(super) remote: bool,
+    /// The settings: presets and the system prompt.
+    pub(super) settings: &'a mut Settings,
     /// Whether to offer the examples, which are for the demo model.
     pub(super) examples: bool,
     /// The example that was last used in this chat.
@@ -36,7 +47,7 @@ impl ChatPanel<'_> {
             .resizable(false)
             .show_separator_line(false)
             .frame(egui::Frame::new().inner_margin(egui::Margin::symmetric(8, 6)))
-            .show(ui, |ui| self.composer(ui, actions));
+            .show(ui, |ui| column(ui, |ui| self.composer(ui, actions)));
         egui::CentralPanel::no_frame().show(ui, |ui| {
             ScrollArea::vertical()
                 .id_salt(self.chat.id)
@@ -45,7 +56,7 @@ impl ChatPanel<'_> {
                 .show(ui, |ui| {
                     egui::Frame::new()
                         .inner_margin(egui::Margin::symmetric(10, 8))
-                        .show(ui, |ui| self.turns(ui, actions));
+                        .show(ui, |ui| column(ui, |ui| self.turns(ui, actions)));
                 });
         });
     }
@@ -85,12 +96,32 @@ impl ChatPanel<'_> {
                 );
                 ui.add_space(10.0);
             });
-            turn.drawn = Some((width, drawn.response.rect.height()));
+            let height = drawn.response.rect.height();
+            // The first layout of a table or a list is a guess, which the next frame corrects.
+            if turn
+                .drawn
+                .is_none_or(|(_, before)| (before - height).abs() > 0.5)
+            {
+                ui.ctx().request_repaint();
+            }
+            turn.drawn = Some((width, height));
+        }
+        if let Some(reason) = self.untraced
+            && stage == Stage::Idle
+            && self.chat.history.tokens().is_empty()
+        {
+            ui.label(RichText::new(reason).color(self.colours.faint));
         }
     }
 
     fn welcome(&self, ui: &mut Ui, actions: &mut Vec<Action>) {
         ui.add_space(12.0);
+        if self.remote {
+            ui.heading("Chat with a server's model");
+            ui.add_space(4.0);
+            ui.label("The views of the model's memory need a model in this app: start it without --connect.");
+            return;
+        }
         ui.heading("Watch a memory being written");
         ui.add_space(4.0);
         ui.label(
@@ -98,6 +129,9 @@ impl ChatPanel<'_> {
              hold under its key, and writes the difference. Ask something: the panels show every one of these numbers as the \
              model computes them.",
         );
+        if ui.link("What is a delta-rule memory?").clicked() {
+            actions.push(Action::Toggle(Window::DeltaRule));
+        }
         ui.add_space(10.0);
         if !self.examples {
             return;
@@ -105,17 +139,36 @@ impl ChatPanel<'_> {
         ui.label(RichText::new("Try these").strong());
         for (at, example) in EXAMPLES.iter().enumerate() {
             ui.add_space(4.0);
-            egui::Frame::group(ui.style()).show(ui, |ui| {
-                ui.set_width(ui.available_width());
-                ui.horizontal_wrapped(|ui| {
-                    let button =
-                        ui.add_enabled(self.ready.is_ok(), egui::Button::new(example.name));
-                    if button.clicked() {
-                        actions.push(Action::Try(at));
-                    }
-                    ui.label(RichText::new(example.prompt).color(self.colours.faint));
-                });
-            });
+            self.card(ui, at, example, actions);
+        }
+    }
+
+    /// An example, which is a button as a whole.
+    fn card(&self, ui: &mut Ui, at: usize, example: &Example, actions: &mut Vec<Action>) {
+        let frame = egui::Frame::group(ui.style());
+        let mut drawn = frame.begin(ui);
+        let inside = &mut drawn.content_ui;
+        inside.set_width(inside.available_width());
+        let button = inside
+            .horizontal_wrapped(|ui| {
+                let button = ui.add_enabled(self.ready.is_ok(), egui::Button::new(example.name));
+                ui.label(RichText::new(example.prompt).color(self.colours.faint));
+                button
+            })
+            .inner;
+        let rect = drawn.content_ui.min_rect();
+        let card = ui.interact(
+            rect.expand(6.0),
+            ui.scope_id().with(("card", at)),
+            Sense::click(),
+        );
+        let card = card.on_hover_cursor(egui::CursorIcon::PointingHand);
+        if card.hovered() && self.ready.is_ok() {
+            drawn.frame = drawn.frame.fill(ui.visuals().faint_bg_color);
+        }
+        drawn.end(ui);
+        if self.ready.is_ok() && (button.clicked() || card.clicked()) {
+            actions.push(Action::Try(at));
         }
     }
 
@@ -161,23 +214,31 @@ impl ChatPanel<'_> {
                 }
             });
         }
+        self.message(ui, actions);
+        self.setup(ui);
+    }
+
+    /// The text field and its button, of one height.
+    fn message(&mut self, ui: &mut Ui, actions: &mut Vec<Action>) {
+        const BUTTON: f32 = 64.0;
+        const MOST: f32 = 150.0;
         let busy = self.chat.busy();
-        ui.horizontal(|ui| {
-            let width = (ui.available_width() - 74.0).max(40.0);
+        let gap = ui.spacing().item_spacing.x;
+        ui.horizontal_top(|ui| {
+            let width = (ui.available_width() - BUTTON - gap).max(40.0);
             let id = egui::Id::unique("message");
             // Enter is handled before the text field gets it; with Shift it inserts a new line.
-            let enter = ui.memory(|memory| memory.has_focus(id))
-                && ui.input_mut(|input| {
-                    !input.modifiers.shift && input.consume_key(Modifiers::NONE, Key::Enter)
-                });
+            let focused = ui.memory(|memory| memory.has_focus(id));
+            let enter = keys::enter(ui.ctx(), focused);
             let hint = match self.ready {
                 Ok(()) => "Ask something (Enter sends, Shift+Enter makes a new line)",
                 Err(reason) => reason,
             };
             let lines = self.chat.draft.lines().count().clamp(2, 8);
-            let field = ScrollArea::vertical()
+            let area = ScrollArea::vertical()
                 .id_salt("draft")
-                .max_height(150.0)
+                .max_width(width)
+                .max_height(MOST)
                 .show(ui, |ui| {
                     let edit = TextEdit::multiline(&mut self.chat.draft)
                         .id(id)
@@ -189,30 +250,82 @@ impl ChatPanel<'_> {
                         egui::WidgetInfo::labeled(egui::Role::TextInput, true, "Message")
                     });
                     field
-                })
-                .inner;
+                });
             if std::mem::take(self.focus) {
-                field.request_focus();
+                area.inner.request_focus();
             }
             if enter {
                 actions.push(Action::Send);
             }
-            ui.with_layout(Layout::top_down(Align::Center), |ui| {
-                let size = vec2(64.0, 40.0);
-                if busy {
-                    let stop = egui::Button::new("Stop").min_size(size);
-                    if ui.add(stop).on_hover_text("Escape").clicked() {
-                        actions.push(Action::Stop);
-                    }
-                } else {
-                    let send = egui::Button::new("Send").min_size(size);
-                    let can = self.ready.is_ok() && !self.chat.draft.trim().is_empty();
-                    if ui.add_enabled(can, send).on_hover_text("Enter").clicked() {
-                        actions.push(Action::Send);
-                    }
+            let size = vec2(BUTTON, area.inner.rect.height().min(MOST));
+            if busy {
+                let stop = ui.add_sized(size, egui::Button::new("Stop"));
+                if stop.on_hover_text("Escape").clicked() {
+                    actions.push(Action::Stop);
                 }
+            } else {
+                let can = self.ready.is_ok() && !self.chat.draft.trim().is_empty();
+                let send = ui.add_enabled(can, egui::Button::new("Send").min_size(size));
+                if send.on_hover_text("Enter").clicked() {
+                    actions.push(Action::Send);
+                }
+            }
+        });
+    }
+
+    /// What the next answer will be sampled with, and the chat's system prompt.
+    fn setup(&mut self, ui: &mut Ui) {
+        ui.add_space(2.0);
+        ui.horizontal_wrapped(|ui| {
+            windows::preset_menu(ui, self.settings);
+            let system = if self.chat.is_empty() {
+                &self.settings.system
+            } else {
+                &self.chat.system
+            };
+            ui.menu_button(format!("System prompt: {}", first_words(system)), |ui| {
+                ui.set_min_width(320.0);
+                if !self.chat.is_empty() {
+                    ui.label("A chat keeps the system prompt that it began with:");
+                    ui.label(if self.chat.system.is_empty() {
+                        "none"
+                    } else {
+                        &self.chat.system
+                    });
+                    return;
+                }
+                let edit = TextEdit::multiline(&mut self.settings.system)
+                    .desired_rows(3)
+                    .desired_width(320.0)
+                    .hint_text("Instructions for the model, before the first question");
+                let field = ui.add(edit);
+                field.widget_info(|| {
+                    egui::WidgetInfo::labeled(egui::Role::TextInput, true, "System prompt")
+                });
             });
         });
+    }
+}
+
+/// Draws a column of text in the middle, of at most [`WIDTH`].
+fn column(ui: &mut Ui, contents: impl FnOnce(&mut Ui)) {
+    let room = ui.available_rect_before_wrap();
+    let side = ((room.width() - WIDTH) / 2.0).max(0.0);
+    let inside = room.shrink2(vec2(side, 0.0));
+    ui.scope_builder(UiBuilder::new().max_rect(inside), contents);
+}
+
+/// The beginning of a system prompt, for a button.
+fn first_words(system: &str) -> String {
+    const MOST: usize = 24;
+    let line = system.lines().next().unwrap_or_default().trim();
+    match line.chars().count() {
+        0 => "none".to_owned(),
+        1..=MOST => line.to_owned(),
+        _ => format!(
+            "{}…",
+            line.chars().take(MOST).collect::<String>().trim_end()
+        ),
     }
 }
 
@@ -232,7 +345,10 @@ fn question(
         .show(ui, |ui| {
             ui.set_width(ui.available_width());
             ui.horizontal(|ui| {
-                ui.label(RichText::new("You").strong().color(colours.kda));
+                let you = ui.label(RichText::new("You").strong().color(colours.kda));
+                if let Some(time) = turn.asked.and_then(chats::local_time) {
+                    you.on_hover_text(time);
+                }
                 ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
                     if idle
                         && ui
@@ -311,10 +427,13 @@ fn progress(ui: &mut Ui, colours: &Colours, stage: Stage) {
 
 fn under(ui: &mut Ui, colours: &Colours, turn: &Turn, last: bool, actions: &mut Vec<Action>) {
     if let Some(problem) = &turn.problem {
-        problem_ui(ui, colours, problem, actions);
+        problem_ui(ui, colours, problem, None, actions);
     }
     let Some(footer) = &turn.footer else { return };
     ui.horizontal_wrapped(|ui| {
+        if let Some(model) = &turn.model {
+            ui.label(RichText::new(model).small().color(colours.faint));
+        }
         ui.label(RichText::new(footer).small().color(colours.faint));
         if ui
             .small_button("Copy")
@@ -334,11 +453,12 @@ fn under(ui: &mut Ui, colours: &Colours, turn: &Turn, last: bool, actions: &mut 
     });
 }
 
-/// A problem with its remedy.
+/// A problem with its remedy, and perhaps one more.
 pub(super) fn problem_ui(
     ui: &mut Ui,
     colours: &Colours,
     problem: &Problem,
+    more: Option<WayOut>,
     actions: &mut Vec<Action>,
 ) {
     egui::Frame::new()
@@ -350,8 +470,10 @@ pub(super) fn problem_ui(
             ui.set_width(ui.available_width());
             ui.horizontal_wrapped(|ui| {
                 ui.label(RichText::new(&problem.sentence).color(colours.error));
-                if ui.button(problem.way_out.label()).clicked() {
-                    actions.push(Action::WayOut(problem.way_out));
+                for way in std::iter::once(problem.way_out).chain(more) {
+                    if ui.button(way.label()).clicked() {
+                        actions.push(Action::WayOut(way));
+                    }
                 }
             });
         });

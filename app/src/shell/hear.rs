@@ -7,7 +7,6 @@ use eframe::egui;
 use super::action::{Action, Pick};
 use super::{App, NOTICE, Running};
 use crate::chat::Outcome;
-use crate::demo;
 use crate::session::{ChatUpdate, Command, Update};
 
 /// Maximum time per frame for updates: a fast model sends many tokens at once.
@@ -33,11 +32,12 @@ impl App {
         }
         while let Ok((pick, path)) = self.picks.1.try_recv() {
             match pick {
-                Pick::Folder => self.folder = path.display().to_string(),
+                Pick::Folder | Pick::Gguf => self.folder = path.display().to_string(),
                 Pick::Open => self.act(ctx, Action::Open(path)),
                 Pick::Save => self.act(ctx, Action::Save(path)),
             }
         }
+        self.hear_keeper();
         if let Some((_, until)) = &self.notice {
             match until.checked_duration_since(Instant::now()) {
                 Some(rest) => ctx.request_repaint_after(rest),
@@ -68,26 +68,8 @@ impl App {
                     (*now, *all) = (done, total);
                 }
             }
-            Update::Loaded(facts) => {
-                let choice = facts.first_choice();
-                self.selection = crate::selection::Selection {
-                    token: None,
-                    kda: choice
-                        .kda
-                        .map(|head| if self.demo { demo::HEAD } else { head }),
-                    mla: choice.mla,
-                };
-                self.follows = true;
-                self.problem = None;
-                self.traced = None;
-                let other = self.folders.0 != self.folders.1;
-                self.folders.1.clone_from(&self.folders.0);
-                for chat in &mut self.chats {
-                    chat.reread(other);
-                }
-                self.running = Running::Model(facts);
-                self.focus = true;
-            }
+            Update::Loaded(facts) => self.loaded(facts),
+            Update::LoadRefused(problem) => self.refused(problem),
             Update::LoadFailed(problem) => {
                 self.running = Running::Nothing;
                 self.problem = Some(problem);
@@ -99,23 +81,29 @@ impl App {
             Update::Chat(id, update) => {
                 let retraced =
                     matches!(update, ChatUpdate::Retraced | ChatUpdate::RetraceFailed(_));
-                let opened = matches!(update, ChatUpdate::Opened { .. });
+                self.retracing &= !retraced;
+                if matches!(update, ChatUpdate::Recalled) {
+                    self.recalling = false;
+                }
+                let opened = matches!(update, ChatUpdate::Opened { problem: None, .. });
                 let Some(place) = self.place(id) else { return };
                 match self.chats[place].take(update) {
                     Outcome::Nothing => {}
-                    Outcome::Ended if id == self.current => {
-                        self.focus = true;
-                        self.select_of_example();
+                    Outcome::Ended => {
+                        self.focus = id == self.current;
+                        self.chats[place].remembered = true;
+                        self.keep_state(place);
+                        if id == self.current {
+                            self.select_of_example();
+                        }
                     }
-                    Outcome::Ended => {}
                     Outcome::Notice(notice) => self.tell(notice),
                     Outcome::Problem(problem) => self.problem = Some(problem),
                 }
-                if retraced {
-                    self.retracing = false;
-                }
                 if opened {
                     self.traced = None;
+                    let model = self.written_by();
+                    (self.chats[place].model, self.chats[place].remembered) = (model, true);
                     let tokens = self.chats[place].conversation.ids().len();
                     if id == self.current && tokens <= MOST_UNASKED {
                         self.retrace();
@@ -132,10 +120,11 @@ impl App {
 
     /// Requests frames of the selected heads when the selection changes.
     pub(super) fn follow(&mut self, ctx: &egui::Context) {
+        self.recall();
         let now = (self.current, self.selection.choice());
-        let idle = !self.chat().busy();
-        let frames = !self.chat().conversation.ids().is_empty();
-        if !self.settings.trace || self.model().is_none() || self.traced == Some(now) || !frames {
+        let idle = !self.chat().busy() && !self.recalling;
+        let none = self.model().is_none() || self.chat().conversation.ids().is_empty();
+        if none || self.traced == Some(now) || self.untraced().is_some() {
             self.changed = None;
             return;
         }
@@ -166,24 +155,64 @@ impl App {
         }
     }
 
-    /// Runs the current chat's last tokens again, traced for the selected heads.
-    pub(super) fn retrace(&mut self) {
-        let choice = self.selection.choice();
-        let tokens = self.chat().conversation.ids().to_vec();
-        self.traced = Some((self.current, choice));
-        self.changed = None;
-        if tokens.is_empty() {
+    /// Why the current chat's tokens cannot be traced, although a model runs; `None` if they can.
+    pub(super) fn untraced(&self) -> Option<String> {
+        let chat = self.chat();
+        self.model().filter(|_| !chat.is_empty())?;
+        if !self.settings.trace {
+            let sentence =
+                "The views stand still: \"Record every token for the views\" is off in Sampling.";
+            return Some(sentence.to_owned());
+        }
+        if chat.model != self.written_by() {
+            let other = chat.model.as_ref();
+            return Some(format!(
+                "The views are empty, because {} wrote this chat. The next answer is by the running model, and fills them.",
+                other.map_or("an unknown model", |other| other.name.as_str())
+            ));
+        }
+        let sentence = "The views are empty: the tokens of this chat are known when it goes on.";
+        chat.conversation
+            .ids()
+            .is_empty()
+            .then(|| sentence.to_owned())
+    }
+
+    /// Restores the kept state of the current chat, if the running model wrote it and has not read it yet.
+    fn recall(&mut self) {
+        let chat = self.chat();
+        let known = chat.remembered || self.recalling || self.model().is_none();
+        if known || chat.conversation.ids().is_empty() || chat.model != self.written_by() {
             return;
         }
-        let from = tokens
-            .len()
-            .saturating_sub(self.settings.traced_prompt.max(1));
-        let answers = self.chat().conversation.answers();
+        let chat = self.chat_mut();
+        chat.remembered = true;
+        let (chat, key) = (chat.id, chat.key.clone());
+        let keeper = self.list.keeper.as_ref();
+        let path = keeper.zip(key).map(|(keeper, key)| keeper.state_file(&key));
+        if let Some(path) = path.filter(|path| path.exists()) {
+            self.recalling = true;
+            self.session.send(Command::Recall { chat, path });
+        }
+    }
+
+    /// Runs the current chat's last tokens again, traced for the selected heads.
+    pub(super) fn retrace(&mut self) {
+        if self.chat().conversation.ids().is_empty() {
+            return;
+        }
+        let choice = self.selection.choice();
+        self.traced = Some((self.current, choice));
+        self.changed = None;
+        let conversation = self.chat().conversation.clone();
+        let tokens = conversation.ids().len();
+        let from = tokens.saturating_sub(self.settings.traced_prompt.max(1));
+        let answers = conversation.answers();
         let answer = answers.last().map_or(0, |(start, _)| *start);
         self.retracing = true;
         self.session.send(Command::Retrace {
             chat: self.current,
-            tokens,
+            conversation,
             choice,
             from,
             answer,

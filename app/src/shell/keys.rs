@@ -1,8 +1,9 @@
 //! Keyboard shortcuts: one table for the help window and for input.
 
-use eframe::egui::{Key, KeyboardShortcut, Modifiers, Ui};
+use eframe::egui::{self, Event, Key, KeyboardShortcut, Modifiers, Ui};
 
 use super::action::{Action, Step, Window};
+use super::{App, Running};
 use crate::views;
 
 /// A shortcut.
@@ -18,9 +19,10 @@ pub struct Shortcut {
 const COMMAND: Modifiers = Modifiers::COMMAND;
 const ALT: Modifiers = Modifiers::ALT;
 
-/// All shortcuts except Enter and Shift+Enter, which the text field handles, and Escape, which stops an answer or a load.
+/// All shortcuts except Enter and Shift+Enter, which the text field handles, and Escape, which closes or stops something.
+/// With a server there are no views, and no model to load.
 #[must_use]
-pub fn shortcuts() -> Vec<Shortcut> {
+pub fn shortcuts(remote: bool) -> Vec<Shortcut> {
     let of = |modifiers: Modifiers, key: Key, words: &str, action: Action| Shortcut {
         keys: KeyboardShortcut::new(modifiers, key),
         words: words.to_owned(),
@@ -29,6 +31,13 @@ pub fn shortcuts() -> Vec<Shortcut> {
     let mut all = vec![
         of(COMMAND, Key::N, "New chat", Action::NewChat),
         of(COMMAND, Key::J, "Next chat", Action::NextChat),
+        of(
+            Modifiers::NONE,
+            Key::F2,
+            "Rename this chat",
+            Action::EditThisTitle,
+        ),
+        of(COMMAND, Key::Q, "Quit", Action::Quit),
         of(
             COMMAND,
             Key::R,
@@ -113,7 +122,7 @@ pub fn shortcuts() -> Vec<Shortcut> {
             "All panels side by side",
             Action::Spread,
         ),
-        of(COMMAND, Key::Num0, "Panels as at first", Action::Arrange),
+        of(COMMAND, Key::Num0, "Reset layout", Action::Arrange),
     ];
     let digits = [
         Key::Num1,
@@ -134,10 +143,11 @@ pub fn shortcuts() -> Vec<Shortcut> {
             Action::View(name.to_owned()),
         ));
     }
+    all.retain(|shortcut| !remote || !shortcut.action.is_local());
     all
 }
 
-/// The actions of the pressed keys; `escape` is what can be stopped at the moment.
+/// The actions of the pressed keys; `escape` is what Escape closes or stops at the moment.
 pub fn pressed(ui: &Ui, table: &[Shortcut], escape: Option<Action>, actions: &mut Vec<Action>) {
     ui.input_mut(|input| {
         for shortcut in table {
@@ -151,4 +161,67 @@ pub fn pressed(ui: &Ui, table: &[Shortcut], escape: Option<Action>, actions: &mu
             actions.push(stop);
         }
     });
+}
+
+/// Whether Enter was pressed without Shift. The modifiers are those of the key itself: Shift may have been released within
+/// the same frame. What was typed after Enter belongs to the next message, and comes again in the next frame.
+pub(super) fn enter(ctx: &egui::Context, focused: bool) -> bool {
+    let id = egui::Id::unique("typed after Enter");
+    let later: Option<Vec<Event>> = ctx.data_mut(|data| data.remove_temp(id));
+    if !focused {
+        return false;
+    }
+    let rest = ctx.input_mut(|input| {
+        input.events.splice(0..0, later.unwrap_or_default());
+        let at = input.events.iter().position(sends)?;
+        let mut after = input.events.split_off(at);
+        after.remove(0);
+        let typed =
+            |event: &Event| matches!(event, Event::Text(_) | Event::Paste(_) | Event::Key { .. });
+        let (rest, others): (Vec<Event>, Vec<Event>) = after.into_iter().partition(typed);
+        input.events.extend(others);
+        Some(rest)
+    });
+    let Some(rest) = rest else { return false };
+    if !rest.is_empty() {
+        ctx.data_mut(|data| data.insert_temp(id, rest));
+        ctx.request_repaint();
+    }
+    true
+}
+
+/// Whether an event is Enter without modifiers.
+fn sends(event: &Event) -> bool {
+    matches!(
+        event,
+        Event::Key {
+            key: Key::Enter,
+            pressed: true,
+            modifiers,
+            ..
+        } if modifiers.is_none()
+    )
+}
+
+impl App {
+    /// What Escape closes or stops; menus close by themselves.
+    pub(super) fn escape(&self, ctx: &egui::Context) -> Option<Action> {
+        if egui::Popup::is_any_open(ctx) {
+            return None;
+        }
+        if self.list.renaming.is_some() {
+            return Some(Action::LeaveTitle);
+        }
+        if let Some(window) = self.windows.last() {
+            return Some(Action::Toggle(*window));
+        }
+        let chat = self.chat();
+        if chat.busy() {
+            return Some(Action::Stop);
+        }
+        if matches!(self.running, Running::Loading { .. }) {
+            return Some(Action::StopLoading);
+        }
+        chat.editing.map(|_| Action::CancelEdit)
+    }
 }

@@ -7,9 +7,12 @@ pub mod action;
 pub mod arrange;
 mod bars;
 mod chat_panel;
+mod chats;
+mod files;
 mod hear;
 pub mod keys;
 mod memory;
+mod models;
 mod play;
 mod windows;
 
@@ -24,17 +27,20 @@ use egui_tiles::Tree;
 use self::action::{Action, Pick, Window};
 use self::arrange::Pane;
 use self::chat_panel::ChatPanel;
+use self::chats::ChatList;
 use self::keys::Shortcut;
 use self::windows::Inspected;
 use crate::chat::Chat;
 use crate::facts::ModelFacts;
+use crate::kept::Keeper;
 use crate::log::Log;
+use crate::markdown::Markdown;
 use crate::measure::FrameTimes;
-use crate::problem::Problem;
+use crate::problem::{Problem, WayOut};
 use crate::script::Player;
 use crate::selection::Selection;
 use crate::session::{ChatId, Session};
-use crate::settings::Settings;
+use crate::settings::{ModelChoice, Settings};
 use crate::theme::{self, Colours};
 use crate::views::{self, View, ViewContext};
 use kimi_linear::model::TraceChoice;
@@ -54,6 +60,8 @@ pub struct Start {
     pub log: Log,
     /// The default folder of saved chats.
     pub folder: Option<PathBuf>,
+    /// Keeps chats on disk; `None` if they are not kept.
+    pub keeper: Option<Keeper>,
     /// A script to run.
     pub script: Option<Player>,
     /// Whether settings and layout are saved.
@@ -64,8 +72,13 @@ pub struct Start {
 enum Running {
     /// Nothing is known yet.
     Nothing,
-    /// A model is being loaded.
-    Loading { name: String, done: u64, total: u64 },
+    /// A model is being loaded; the one before it runs until the files of the new one are checked.
+    Loading {
+        name: String,
+        done: u64,
+        total: u64,
+        before: Option<Box<ModelFacts>>,
+    },
     /// A model in this process.
     Model(Box<ModelFacts>),
     /// A server's model.
@@ -88,7 +101,11 @@ pub struct App {
     folders: (Option<PathBuf>, Option<PathBuf>),
     /// Whether the running or loading model is the demo model.
     demo: bool,
+    /// The choice of the loading model, and of the running one.
+    loading: ModelChoice,
+    runs: Option<ModelChoice>,
     chats: Vec<Chat>,
+    list: ChatList,
     current: ChatId,
     next: u64,
     tried: Vec<(ChatId, usize)>,
@@ -101,6 +118,8 @@ pub struct App {
     wanted: Option<(ChatId, TraceChoice)>,
     /// Whether tokens are being traced again for them.
     retracing: bool,
+    /// Whether a kept state is being restored.
+    recalling: bool,
     seed: u64,
     /// When the selected heads last changed: a key held down should not trace every head on the way.
     changed: Option<Instant>,
@@ -115,6 +134,8 @@ pub struct App {
     saved: Vec<PathBuf>,
     chats_folder: Option<PathBuf>,
     markdown: CommonMarkCache,
+    /// The page on delta-rule memories.
+    page: Markdown,
     log: Log,
     keys: Vec<Shortcut>,
     picks: (Sender<Picked>, Receiver<Picked>),
@@ -141,11 +162,15 @@ impl App {
             running: Running::Nothing,
             folders: (None, None),
             demo: false,
+            loading: start.settings.model.clone(),
+            runs: None,
+            list: ChatList::new(start.keeper),
             selection: Selection::default(),
             follows: true,
             traced: None,
             wanted: None,
             retracing: false,
+            recalling: false,
             seed: std::process::id().into(),
             changed: None,
             problem: None,
@@ -161,8 +186,9 @@ impl App {
             saved: Vec::new(),
             chats_folder: start.folder,
             markdown: CommonMarkCache::default(),
+            page: Markdown::new(windows::DELTA_RULE),
             log: start.log,
-            keys: keys::shortcuts(),
+            keys: keys::shortcuts(remote),
             picks: mpsc::channel(),
             focus: true,
             script: start.script,
@@ -239,7 +265,7 @@ impl App {
         let scored = !self.settings.trace
             || self.chat().history.scores().is_some()
             || self.chat().history.traced().is_empty();
-        traced && scored && self.changed.is_none() && !self.retracing
+        traced && scored && self.changed.is_none() && !self.retracing && !self.recalling
     }
 
     /// The last problem, except those of answers.
@@ -256,6 +282,12 @@ impl App {
         self.hear(ui.ctx());
         self.follow_best();
         let head = self.selection.kda;
+        // A chat begins with the system prompt of the settings, and keeps it.
+        let system = self.settings.system.clone();
+        let chat = self.chat_mut();
+        if chat.is_empty() && chat.system != system {
+            chat.system = system;
+        }
         if let Some(dark) = self.settings.dark {
             let theme = if dark {
                 egui::Theme::Dark
@@ -265,13 +297,7 @@ impl App {
             ui.ctx().set_theme(theme);
         }
         let mut actions = Vec::new();
-        let escape = if self.chat().busy() {
-            Some(Action::Stop)
-        } else if matches!(self.running, Running::Loading { .. }) {
-            Some(Action::StopLoading)
-        } else {
-            None
-        };
+        let escape = self.escape(ui.ctx());
         keys::pressed(ui, &self.keys, escape, &mut actions);
         // A window of no size has nothing to draw.
         if ui.available_width() >= 40.0 && ui.available_height() >= 40.0 {
@@ -282,7 +308,14 @@ impl App {
             self.act(ui.ctx(), action);
         }
         self.follows &= !chosen;
+        self.dropped(ui.ctx());
         self.follow(ui.ctx());
+        self.keep_chats();
+        let closing = ui.input(|input| input.viewport().close_requested());
+        if closing && self.would_lose() {
+            ui.ctx()
+                .send_viewport_cmd(egui::ViewportCommand::CancelClose);
+        }
         self.play(ui.ctx());
     }
 
@@ -307,7 +340,10 @@ impl App {
                 .default_size(150.0)
                 .show(ui, |ui| bars::log(ui, &colours, &self.log, actions));
         }
-        if let Running::Loading { name, done, total } = &self.running {
+        if let Running::Loading {
+            name, done, total, ..
+        } = &self.running
+        {
             egui::Panel::top("loading").show(ui, |ui| {
                 let part = *done as f32 / (*total).max(1) as f32;
                 let words = if *total == 0 {
@@ -326,17 +362,25 @@ impl App {
                 });
             });
         }
-        if let Some(problem) = &self.problem {
-            egui::Panel::top("problem").show(ui, |ui| {
-                chat_panel::problem_ui(ui, &colours, problem, actions)
-            });
+        // Without any model, the demo model is a way out of every problem.
+        let none = matches!(self.running, Running::Nothing) && !self.demo && !remote;
+        let demo = none.then_some(WayOut::Demo);
+        for (at, problem) in [&self.problem, &self.list.problem].into_iter().enumerate() {
+            if let Some(problem) = problem {
+                let more = demo.filter(|_| at == 0);
+                egui::Panel::top(("problem", at)).show(ui, |ui| {
+                    chat_panel::problem_ui(ui, &colours, problem, more, actions)
+                });
+            }
         }
         if self.settings.sidebar && ui.available_width() > 500.0 {
             egui::Panel::left("chats")
                 .resizable(true)
                 .default_size(168.0)
                 .size_range(100.0..=320.0)
-                .show(ui, |ui| bars::chats(ui, &self.chats, self.current, actions));
+                .show(ui, |ui| {
+                    (self.list).ui(ui, &colours, &self.chats, self.current, actions)
+                });
         }
         // The gaps between panels have the panels' colour: a window's own background is dark in either appearance.
         let ground = egui::Frame::new().fill(ui.visuals().panel_fill);
@@ -348,6 +392,7 @@ impl App {
 
     fn panels(&mut self, ui: &mut Ui, colours: &Colours, actions: &mut Vec<Action>) {
         let ready = self.ready();
+        let untraced = self.untraced();
         let at = self.place(self.current).unwrap_or_default();
         let id = self.current;
         let tried = self
@@ -360,6 +405,9 @@ impl App {
             markdown: &mut self.markdown,
             colours,
             ready,
+            untraced,
+            remote: self.session.remote(),
+            settings: &mut self.settings,
             examples: self.demo,
             tried,
             focus: &mut self.focus,
@@ -374,57 +422,11 @@ impl App {
         self.tree.ui(&mut arrange::Behavior(&mut panels), ui);
     }
 
-    fn windows(&mut self, ui: &mut Ui, colours: &Colours, actions: &mut Vec<Action>) {
-        let mut open = std::mem::take(&mut self.windows);
-        let busy = matches!(self.running, Running::Loading { .. });
-        let facts = match &self.running {
-            Running::Model(facts) => Some(&**facts),
-            _ => None,
-        };
-        let (settings, folder, inspected) = (&mut self.settings, &mut self.folder, &self.inspected);
-        windows::window(ui, Window::Model, "Model and device", &mut open, |ui| {
-            windows::model(
-                ui,
-                colours,
-                &mut settings.model,
-                folder,
-                facts,
-                inspected,
-                busy,
-                actions,
-            );
-        });
-        let remote = self.session.remote();
-        let at = self
-            .chats
-            .iter()
-            .position(|chat| chat.id == self.current)
-            .unwrap_or_default();
-        let chat = &mut self.chats[at];
-        let system = chat.is_empty().then_some(&mut chat.system);
-        let settings = &mut self.settings;
-        windows::window(ui, Window::Sampling, "Sampling", &mut open, |ui| {
-            windows::sampling(ui, settings, system, remote);
-        });
-        let can_save = !chat.busy() && chat.conversation.turns() > 0;
-        let (file, saved) = (&mut self.file, &self.saved);
-        windows::window(ui, Window::Files, "Save and open", &mut open, |ui| {
-            windows::files(ui, file, saved, can_save, actions);
-        });
-        let keys = &self.keys;
-        windows::window(ui, Window::Help, "Help", &mut open, |ui| {
-            windows::help(ui, keys, remote)
-        });
-        self.windows = open;
-        if self.windows.contains(&Window::Model) {
-            self.inspect();
-        }
-    }
-
     /// A short description of the running model.
     fn name(&self) -> String {
         match &self.running {
-            Running::Nothing => "none".to_owned(),
+            Running::Nothing if self.session.remote() => "No server is connected".to_owned(),
+            Running::Nothing => "none is loaded".to_owned(),
             Running::Loading { name, .. } => format!("{name}, loading"),
             Running::Model(facts) => format!("{} on {}", facts.name, facts.device.backend),
             Running::Server { model, .. } => format!("{model} on a server"),
@@ -436,7 +438,12 @@ impl App {
         if !self.kept {
             return;
         }
-        eframe::set_value(storage, SETTINGS, &self.settings);
+        // A model that could not be loaded should not be tried again at the next start.
+        let mut settings = self.settings.clone();
+        if let Some(runs) = &self.runs {
+            settings.model.clone_from(runs);
+        }
+        eframe::set_value(storage, SETTINGS, &settings);
         if !self.session.remote() {
             eframe::set_value(storage, ARRANGEMENT, &self.tree);
         }
@@ -460,6 +467,10 @@ impl eframe::App for App {
     fn save(&mut self, storage: &mut dyn eframe::Storage) {
         self.keep(storage);
     }
+
+    fn on_exit(&mut self) {
+        self.keep_all();
+    }
 }
 
 /// The data for drawing the panels.
@@ -468,6 +479,9 @@ struct Panels<'a> {
     markdown: &'a mut CommonMarkCache,
     colours: &'a Colours,
     ready: Result<(), &'a str>,
+    untraced: Option<String>,
+    remote: bool,
+    settings: &'a mut Settings,
     examples: bool,
     tried: Option<usize>,
     focus: &'a mut bool,
@@ -490,6 +504,9 @@ impl arrange::Draw for Panels<'_> {
                     markdown: self.markdown,
                     colours: self.colours,
                     ready: self.ready,
+                    untraced: self.untraced.as_deref(),
+                    remote: self.remote,
+                    settings: self.settings,
                     examples: self.examples,
                     tried: self.tried,
                     focus: self.focus,
@@ -527,7 +544,10 @@ impl arrange::Draw for Panels<'_> {
         let help = view.help();
         ui.menu_button("?", |ui| {
             ui.set_max_width(420.0);
-            windows::help_ui(ui, &help);
+            // A menu's own layout stretches text to its full width.
+            ui.with_layout(egui::Layout::top_down(egui::Align::LEFT), |ui| {
+                windows::help_ui(ui, &help);
+            });
         })
         .response
         .on_hover_text(format!("What {name} shows"));

@@ -2,16 +2,21 @@
 
 use std::path::{Path, PathBuf};
 
-use eframe::egui::{self, DragValue, Grid, RichText, ScrollArea, Slider, TextEdit, Ui};
+use eframe::egui::{self, DragValue, Grid, RichText, Slider, TextEdit, Ui};
 
 use super::action::{Action, Pick, Window};
 use super::keys::Shortcut;
+use super::{App, Running};
 use crate::facts::{Fit, ModelFacts, bytes};
+use crate::kept::Keeper;
 use crate::problem::Problem;
 use crate::session::Estimate;
-use crate::settings::{BackendName, ModelChoice, SamplingChoice, Settings};
+use crate::settings::{BackendName, ModelChoice, Preset, SamplingChoice, Settings};
 use crate::theme::Colours;
 use crate::views;
+
+/// The page on delta-rule memories.
+pub(super) const DELTA_RULE: &str = include_str!("../../../docs/delta-rule-memory.md");
 
 /// What is known of a model's folder before it is loaded.
 #[derive(Default)]
@@ -35,10 +40,10 @@ pub(super) fn window(
     }
     let mut stays = true;
     let room = ui.ctx().content_rect().size();
-    // All keys should be visible at once.
+    // Everything in a window should be visible at once, where the screen has room for it.
     let height = match which {
-        Window::Help => (room.y - 140.0).max(60.0),
-        _ => 420.0_f32.min(room.y),
+        Window::Help | Window::DeltaRule | Window::Sampling => (room.y - 140.0).max(60.0),
+        Window::Model | Window::Files => 420.0_f32.min(room.y),
     };
     egui::Window::new(title)
         .open(&mut stays)
@@ -59,6 +64,7 @@ pub(super) fn model(
     ui: &mut Ui,
     colours: &Colours,
     choice: &mut ModelChoice,
+    recent: &[PathBuf],
     folder: &mut String,
     loaded: Option<&ModelFacts>,
     inspected: &Inspected,
@@ -73,38 +79,61 @@ pub(super) fn model(
         ));
         ui.separator();
     }
-    ui.label("The model: a folder with config.json, tokenizer files and safetensors weights, or a GGUF file. Empty is the demo model.");
-    ui.horizontal(|ui| {
-        let width = (ui.available_width() - 90.0).max(60.0);
-        let field = ui.add(
-            TextEdit::singleline(folder)
-                .desired_width(width)
-                .hint_text("the demo model"),
-        );
-        field
-            .widget_info(|| egui::WidgetInfo::labeled(egui::Role::TextInput, true, "Model folder"));
-        if ui.button("Browse…").clicked() {
+    ui.label("A folder with config.json, tokenizer files and safetensors weights, or a GGUF file. Empty is the demo model. You can also drop it on the window.");
+    let field = ui.add(
+        TextEdit::singleline(folder)
+            .desired_width(f32::INFINITY)
+            .hint_text("the demo model"),
+    );
+    field.widget_info(|| egui::WidgetInfo::labeled(egui::Role::TextInput, true, "Model folder"));
+    ui.horizontal_wrapped(|ui| {
+        if ui.button("Choose a folder…").clicked() {
             actions.push(Action::Pick(Pick::Folder));
         }
+        if ui.button("Choose a GGUF…").clicked() {
+            actions.push(Action::Pick(Pick::Gguf));
+        }
+        ui.menu_button("Recent", |ui| {
+            if ui.button("The demo model").clicked() {
+                folder.clear();
+                ui.close();
+            }
+            for path in recent {
+                let name = path.file_name().unwrap_or(path.as_os_str());
+                let button = ui.button(name.to_string_lossy());
+                if button.on_hover_text(path.display().to_string()).clicked() {
+                    *folder = path.display().to_string();
+                    ui.close();
+                }
+            }
+        });
     });
     let text = folder.trim();
     choice.folder = (!text.is_empty()).then(|| PathBuf::from(text));
     ui.horizontal(|ui| {
-        let label = ui.label("Context to make room for");
-        ui.add(
-            DragValue::new(&mut choice.context)
-                .range(64..=16_777_216)
-                .speed(256.0)
-                .suffix(" tokens"),
-        )
-        .labelled_by(label.id);
+        let label = ui.label("Context").on_hover_text(
+            "Memory is reserved for a conversation of this length; at most the model's own maximum",
+        );
+        let longest = match &inspected.result {
+            Some(Ok(estimate)) => estimate.longest,
+            _ => 16_777_216,
+        };
+        let mut context = choice.context.min(longest);
+        let field = DragValue::new(&mut context)
+            .range(64.min(longest)..=longest)
+            .speed(256.0)
+            .suffix(" tokens");
+        // The choice stays as it is for models with longer contexts.
+        if ui.add(field).labelled_by(label.id).changed() {
+            choice.context = context;
+        }
     });
     ui.add_space(4.0);
     match &inspected.result {
         None => {
             ui.horizontal(|ui| {
                 ui.spinner();
-                ui.label("Looking at the folder and the devices");
+                ui.label("Reading the files and asking for devices");
             });
         }
         Some(Err(problem)) => {
@@ -137,16 +166,11 @@ fn devices(ui: &mut Ui, colours: &Colours, choice: &mut ModelChoice, estimate: &
         .striped(true)
         .spacing([10.0, 4.0])
         .show(ui, |ui| {
-            for head in [
-                "Device",
-                "Weights",
-                "States",
-                "Latents",
-                "Scratch",
-                "Sum",
-                "Will it fit?",
-            ] {
-                ui.label(RichText::new(head).strong());
+            for (head, hover) in HEADS {
+                let label = ui.label(RichText::new(head).strong());
+                if !hover.is_empty() {
+                    label.on_hover_text(hover);
+                }
             }
             ui.end_row();
             let auto = choice.backend == BackendName::Auto;
@@ -165,7 +189,10 @@ fn devices(ui: &mut Ui, colours: &Colours, choice: &mut ModelChoice, estimate: &
                 let backend = BackendName::of(device.backend);
                 let chosen =
                     choice.backend == backend && choice.device.unwrap_or(0) == device.index;
-                let name = format!("{} {}", device.backend, device.index);
+                let name = short(
+                    &device.name,
+                    &format!("{} {}", device.backend, device.index),
+                );
                 if ui.radio(chosen, name).on_hover_text(&device.name).clicked() {
                     (choice.backend, choice.device) = (backend, Some(device.index));
                 }
@@ -193,6 +220,31 @@ fn devices(ui: &mut Ui, colours: &Colours, choice: &mut ModelChoice, estimate: &
         });
 }
 
+/// A device's name, cut to the width of a column, with its number in the backend.
+fn short(name: &str, number: &str) -> String {
+    const MOST: usize = 22;
+    let cut: String = name.chars().take(MOST).collect();
+    let more = if cut.len() < name.len() { "…" } else { "" };
+    format!("{}{more} ({number})", cut.trim_end())
+}
+
+/// The columns of the table of devices.
+const HEADS: [(&str, &str); 7] = [
+    ("Device", ""),
+    ("Weights", "The model's parameters, as they are stored"),
+    (
+        "States",
+        "The KDA layers' memory of a conversation: of fixed size, however long it is; some for each of several chats",
+    ),
+    (
+        "Latents",
+        "The attention layers' memory of a conversation: it grows with each token",
+    ),
+    ("Scratch", "Room for the numbers of one step"),
+    ("Sum", ""),
+    ("Will it fit?", "Compared with the device's memory"),
+];
+
 /// A count for display.
 fn count(number: u64) -> String {
     let value = number as f64;
@@ -203,13 +255,65 @@ fn count(number: u64) -> String {
     }
 }
 
+/// The presets: choosing one, saving the present parameters as one, deleting one.
+fn presets(ui: &mut Ui, settings: &mut Settings) {
+    let id = egui::Id::unique("preset name");
+    ui.horizontal_wrapped(|ui| {
+        preset_menu(ui, settings);
+        let mut name = ui.data_mut(|data| data.get_temp::<String>(id).unwrap_or_default());
+        let field = ui.add(
+            TextEdit::singleline(&mut name)
+                .desired_width(120.0)
+                .hint_text("a new name"),
+        );
+        field.widget_info(|| {
+            egui::WidgetInfo::labeled(egui::Role::TextInput, true, "Name of the preset")
+        });
+        let save = egui::Button::new("Save as preset");
+        let hover = "Saves these parameters and the system prompt under this name";
+        let named = !name.trim().is_empty();
+        if ui.add_enabled(named, save).on_hover_text(hover).clicked() {
+            let preset = Preset {
+                name: name.trim().to_owned(),
+                sampling: settings.sampling.clone(),
+                system: Some(settings.system.clone()),
+            };
+            settings.presets.retain(|other| other.name != preset.name);
+            settings.presets.push(preset);
+            name.clear();
+        }
+        let own = settings.preset();
+        let own = own.filter(|own| settings.presets.iter().any(|preset| preset.name == *own));
+        if let Some(own) = own
+            && ui
+                .button("Delete")
+                .on_hover_text("Deletes this preset")
+                .clicked()
+        {
+            settings.presets.retain(|preset| preset.name != own);
+        }
+        ui.data_mut(|data| data.insert_temp(id, name));
+    });
+}
+
+/// The menu of presets; it shows the name of the one that is set.
+pub(super) fn preset_menu(ui: &mut Ui, settings: &mut Settings) {
+    let name = settings.preset().unwrap_or_else(|| "custom".to_owned());
+    ui.menu_button(format!("Preset: {name}"), |ui| {
+        let all = Preset::built_in().into_iter();
+        for preset in all.chain(settings.presets.clone()) {
+            if ui.button(&preset.name).clicked() {
+                settings.apply(&preset);
+                ui.close();
+            }
+        }
+    });
+}
+
 /// The window for sampling and the system prompt.
-pub(super) fn sampling(
-    ui: &mut Ui,
-    settings: &mut Settings,
-    system: Option<&mut String>,
-    remote: bool,
-) {
+pub(super) fn sampling(ui: &mut Ui, settings: &mut Settings, begun: bool, remote: bool) {
+    presets(ui, settings);
+    ui.separator();
     let choice = &mut settings.sampling;
     Grid::new("sampling").num_columns(2).spacing([14.0, 6.0]).show(ui, |ui| {
         let mut row = |name: &str, hover: &str, add: &mut dyn FnMut(&mut Ui) -> egui::Response| {
@@ -217,7 +321,7 @@ pub(super) fn sampling(
             add(ui).labelled_by(label.id);
             ui.end_row();
         };
-        row("Temperature", "Divides the logits; 0 always takes the likeliest token", &mut |ui| {
+        row("Temperature", "0 is greedy: always the likeliest token. Higher is more varied", &mut |ui| {
             ui.add(Slider::new(&mut choice.temperature, 0.0..=2.0))
         });
         row("Top-k", "Draws from the k likeliest tokens only; 0 is all", &mut |ui| {
@@ -238,7 +342,7 @@ pub(super) fn sampling(
         row("Frequency penalty", "Taken off for each time that the answer has it", &mut |ui| {
             ui.add(Slider::new(&mut choice.frequency_penalty, -2.0..=2.0))
         });
-        row("Longest answer", "Tokens", &mut |ui| {
+        row("Max tokens", "Maximum length of an answer", &mut |ui| {
             ui.add(DragValue::new(&mut choice.max_tokens).range(1..=1_000_000).speed(16.0))
         });
         let label = ui.label("Seed").on_hover_text("One seed and one prompt give the same answer");
@@ -251,7 +355,7 @@ pub(super) fn sampling(
         });
         ui.end_row();
     });
-    if ui.button("As at first").clicked() {
+    if ui.button("Reset").clicked() {
         *choice = SamplingChoice::default();
     }
     ui.separator();
@@ -262,33 +366,24 @@ pub(super) fn sampling(
             .desired_width(f32::INFINITY),
     );
     field.widget_info(|| egui::WidgetInfo::labeled(egui::Role::TextInput, true, "System prompt"));
-    match system {
-        Some(system) => {
-            if *system != settings.system && ui.button("Use it in this chat too").clicked() {
-                system.clone_from(&settings.system);
-            }
-        }
-        None => {
-            ui.weak("This chat has begun: its own system prompt stays as it was.");
-        }
+    if begun {
+        ui.weak("This chat has begun: it keeps its system prompt.");
     }
     if remote {
         return;
     }
     ui.separator();
-    ui.checkbox(&mut settings.trace, "Feed the views (trace every token)")
-        .on_hover_text(
-            "Without it answers come at the model's full speed, and the views stand still",
-        );
+    ui.checkbox(&mut settings.trace, "Record every token for the views")
+        .on_hover_text("Without it answers come at full speed, and the views stand still");
     ui.horizontal(|ui| {
-        let label = ui.label("Tokens of a prompt to trace, from its end");
+        let label = ui.label("Prompt tokens to record, from its end");
         ui.add_enabled(
             settings.trace,
             DragValue::new(&mut settings.traced_prompt).range(0..=4096),
         )
         .labelled_by(label.id)
         .on_hover_text(
-            "Traced tokens run one by one, which takes longer than reading a prompt in segments",
+            "Recorded tokens run one by one, which takes longer than reading a prompt in segments",
         );
     });
 }
@@ -301,54 +396,72 @@ pub(super) fn files(
     can_save: bool,
     actions: &mut Vec<Action>,
 ) {
-    ui.label("A chat is saved with the model's memory of it, so that a long one reopens at once.");
-    ui.horizontal(|ui| {
-        let width = (ui.available_width() - 90.0).max(60.0);
-        let field = ui.add(TextEdit::singleline(path).desired_width(width));
-        field.widget_info(|| egui::WidgetInfo::labeled(egui::Role::TextInput, true, "File"));
-        if ui.button("Browse…").clicked() {
-            actions.push(Action::Pick(if can_save { Pick::Save } else { Pick::Open }));
-        }
-    });
+    ui.label(RichText::new("Save this chat to a file").strong());
+    ui.label("The model's state is saved with it, so that a long chat reopens at once; `kimi-linear chat` opens it too.");
+    let field = ui.add(TextEdit::singleline(path).desired_width(f32::INFINITY));
+    field.widget_info(|| egui::WidgetInfo::labeled(egui::Role::TextInput, true, "File"));
     let file = Path::new(path.trim()).to_owned();
     let named = !path.trim().is_empty();
     ui.horizontal(|ui| {
         let hover = "Only a chat with an answer can be saved, and only while none is being written";
-        let save = ui.add_enabled(named && can_save, egui::Button::new("Save this chat"));
+        let save = ui.add_enabled(named && can_save, egui::Button::new("Save"));
         if save.on_disabled_hover_text(hover).clicked() {
-            actions.push(Action::Save(file.clone()));
+            actions.push(Action::Save(file));
         }
-        if ui
-            .add_enabled(named, egui::Button::new("Open that file"))
-            .clicked()
-        {
+        let elsewhere = ui.add_enabled(can_save, egui::Button::new("Save elsewhere…"));
+        if elsewhere.on_disabled_hover_text(hover).clicked() {
+            actions.push(Action::Pick(Pick::Save));
+        }
+    });
+    ui.separator();
+    ui.label(RichText::new("Open a file").strong());
+    for file in saved {
+        let name = file.file_stem().unwrap_or_default().to_string_lossy();
+        let button = ui.button(name);
+        if button.on_hover_text(file.display().to_string()).clicked() {
             actions.push(Action::Open(file.clone()));
         }
-        if ui.button("Open another…").clicked() {
-            actions.push(Action::Pick(Pick::Open));
-        }
-    });
-    if saved.is_empty() {
+    }
+    let button = ui.button("Choose a file…");
+    if button
+        .on_hover_text("You can also drop it on the window")
+        .clicked()
+    {
+        actions.push(Action::Pick(Pick::Open));
+    }
+}
+
+/// The part of the window for files that tells where chats are kept.
+pub(super) fn kept(ui: &mut Ui, keeper: &Keeper, state: &mut bool, remote: bool) {
+    ui.separator();
+    ui.label(RichText::new("Chats are kept automatically").strong());
+    ui.label(format!(
+        "Every chat of the list is written to {} and is there at the next start.",
+        keeper.folder().display()
+    ));
+    if remote {
         return;
     }
-    ui.separator();
-    ui.label(RichText::new("Saved chats").strong());
-    ScrollArea::vertical().max_height(240.0).show(ui, |ui| {
-        for file in saved {
-            let name = file.file_stem().unwrap_or_default().to_string_lossy();
-            if ui
-                .button(name)
-                .on_hover_text(file.display().to_string())
-                .clicked()
-            {
-                actions.push(Action::Open(file.clone()));
-            }
-        }
-    });
+    let hover = "A long chat then goes on at once after a restart. A chat takes as much as its states and latents: see Model.";
+    let changed = ui
+        .checkbox(state, "Keep the model's state of each chat too")
+        .on_hover_text(hover)
+        .changed();
+    if changed && !*state {
+        keeper.delete_states();
+    }
 }
 
 /// The window for keys and explanations of the views.
-pub(super) fn help(ui: &mut Ui, keys: &[Shortcut], remote: bool) {
+pub(super) fn help(ui: &mut Ui, keys: &[Shortcut], remote: bool, actions: &mut Vec<Action>) {
+    let page = ui.button("What is a delta-rule memory?");
+    if page
+        .on_hover_text("A page of plain words, with a glossary")
+        .clicked()
+    {
+        actions.push(Action::Toggle(Window::DeltaRule));
+    }
+    ui.separator();
     ui.label(RichText::new("Keys").strong());
     ui.columns(2, |columns| {
         let half = (keys.len() + 2).div_ceil(2);
@@ -357,7 +470,7 @@ pub(super) fn help(ui: &mut Ui, keys: &[Shortcut], remote: bool) {
             ("Shift+Enter".to_owned(), "New line".to_owned()),
             (
                 "Escape".to_owned(),
-                "Stop the answer, or loading".to_owned(),
+                "Close a window; stop the answer, or loading".to_owned(),
             ),
         ];
         rows.extend(keys.iter().map(|key| {
@@ -394,4 +507,64 @@ pub(super) fn help_ui(ui: &mut Ui, help: &views::Help) {
     ui.label(help.shows);
     ui.label(RichText::new(help.formula).monospace());
     ui.label(RichText::new(help.look_for).italics());
+}
+
+impl App {
+    /// Draws the open windows.
+    pub(super) fn windows(&mut self, ui: &mut Ui, colours: &Colours, actions: &mut Vec<Action>) {
+        let mut open = std::mem::take(&mut self.windows);
+        let busy = matches!(self.running, Running::Loading { .. });
+        let facts = match &self.running {
+            Running::Model(facts) => Some(&**facts),
+            _ => None,
+        };
+        let (settings, folder, inspected) = (&mut self.settings, &mut self.folder, &self.inspected);
+        let recent = &settings.recent;
+        window(ui, Window::Model, "Model and device", &mut open, |ui| {
+            model(
+                ui,
+                colours,
+                &mut settings.model,
+                recent,
+                folder,
+                facts,
+                inspected,
+                busy,
+                actions,
+            );
+        });
+        let remote = self.session.remote();
+        let at = self
+            .chats
+            .iter()
+            .position(|chat| chat.id == self.current)
+            .unwrap_or_default();
+        let chat = &self.chats[at];
+        let settings = &mut self.settings;
+        window(ui, Window::Sampling, "Sampling", &mut open, |ui| {
+            sampling(ui, settings, !chat.is_empty(), remote);
+        });
+        let can_save = !chat.busy() && chat.conversation.turns() > 0;
+        let (file, saved) = (&mut self.file, &self.saved);
+        let (keeper, state) = (self.list.keeper.as_ref(), &mut self.settings.keep_state);
+        window(ui, Window::Files, "Save and open", &mut open, |ui| {
+            files(ui, file, saved, can_save, actions);
+            if let Some(keeper) = keeper {
+                kept(ui, keeper, state, remote);
+            }
+        });
+        let keys = &self.keys;
+        window(ui, Window::Help, "Help", &mut open, |ui| {
+            help(ui, keys, remote, actions);
+        });
+        let (page, cache) = (&mut self.page, &mut self.markdown);
+        let title = "What is a delta-rule memory?";
+        window(ui, Window::DeltaRule, title, &mut open, |ui| {
+            page.ui(ui, cache);
+        });
+        self.windows = open;
+        if self.windows.contains(&Window::Model) {
+            self.inspect();
+        }
+    }
 }

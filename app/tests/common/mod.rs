@@ -13,7 +13,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
+use eframe::egui;
 use egui_kittest::Harness;
+use kimi_linear::backend::Device;
+use kimi_linear::config::{Dtype, ModelConfig};
+use kimi_linear_app::facts::{ModelFacts, memory};
 use kimi_linear_app::log::Log;
 use kimi_linear_app::session::{Command, Session, Update, Wake};
 use kimi_linear_app::settings::Settings;
@@ -27,6 +31,26 @@ pub fn tiny() -> PathBuf {
     ))
 }
 
+/// The facts of a model of random weights, under the name of the demo model.
+pub fn facts() -> ModelFacts {
+    let config = ModelConfig::from_file(&tiny().join("config.json")).unwrap();
+    let device = Device {
+        backend: "cpu",
+        index: 0,
+        name: "a CPU".to_owned(),
+        memory_bytes: Some(8 << 30),
+        precision: Dtype::F32,
+        cache: Dtype::F32,
+    };
+    ModelFacts {
+        name: "the demo model".to_owned(),
+        memory: memory(&config, &device, 8192, None),
+        config,
+        device,
+        context: 8192,
+    }
+}
+
 pub fn wake() -> Wake {
     Arc::new(|| {})
 }
@@ -38,6 +62,7 @@ pub fn start(session: Session, settings: Settings) -> Start {
         arrangement: None,
         log: Log::default(),
         folder: None,
+        keeper: None,
         script: None,
         kept: false,
     }
@@ -94,5 +119,26 @@ pub fn until(harness: &mut Harness<'_, App>, what: &str, holds: impl Fn(&App) ->
         std::thread::sleep(Duration::from_millis(5));
         harness.step();
     }
+    harness.run_steps(3);
+}
+
+/// A file that is dropped on the window.
+#[derive(Debug)]
+struct Dropped(PathBuf);
+
+impl egui::DroppedFile for Dropped {
+    fn path(&self) -> &std::path::Path {
+        &self.0
+    }
+
+    fn bytes(&self) -> Result<Vec<u8>, String> {
+        std::fs::read(&self.0).map_err(|error| error.to_string())
+    }
+}
+
+/// Drops a file or folder on the window.
+pub fn drop_on(harness: &mut Harness<'_, App>, path: PathBuf) {
+    let file = Arc::new(Dropped(path));
+    harness.input_mut().dropped_files.push(file);
     harness.run_steps(3);
 }

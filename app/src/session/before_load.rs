@@ -1,0 +1,76 @@
+//! What can be known of a model before it is loaded: whether it can chat, and whether it fits.
+
+use std::path::PathBuf;
+
+use kimi_linear::backend::{self, Backend};
+use kimi_linear::checkpoint::ModelFiles;
+use kimi_linear::config::ModelConfig;
+use kimi_linear::error::Error;
+use kimi_linear::llm::LlmFiles;
+
+use super::local::Open;
+use super::{Estimate, LoadRequest, Teller, Update, aside};
+use crate::facts::{Fit, bytes, memory};
+use crate::problem::{Problem, WayOut};
+
+/// Opens the files and the device of a model, and checks that it can chat and that it fits.
+///
+/// # Errors
+/// Files that are missing or damaged, a model without a chat template, a device that cannot be opened or is too small.
+pub(super) fn checked(
+    open: &Open,
+    request: &LoadRequest,
+) -> Result<(LlmFiles, Box<dyn Backend>), Problem> {
+    let check = || -> Result<_, Error> {
+        let files = LlmFiles::open(&request.folder)?;
+        // The app can only chat with a model.
+        files.template()?;
+        let weights = files.files.checkpoint(&files.config)?.total_bytes();
+        let backend = open(request.backend, request.device)?;
+        Ok((files, weights, backend))
+    };
+    let (files, weights, backend) = check().map_err(|error| Problem::of_loading(&error))?;
+    let device = backend.device();
+    let needed = memory(&files.config, device, request.context, Some(weights));
+    if Fit::of(&needed, device) == Fit::TooLarge {
+        let sentence = format!(
+            "{} needs {} on {}, which has {}. Choose another device or a shorter context.",
+            request.name,
+            bytes(needed.total()),
+            device.name,
+            bytes(device.memory_bytes.unwrap_or_default())
+        );
+        return Err(Problem::new(sentence, WayOut::ChooseDevice));
+    }
+    Ok((files, backend))
+}
+
+/// Reads a configuration and asks every driver for its devices, which may be slow.
+pub(super) fn estimate(teller: &Teller, folder: PathBuf, context: usize) {
+    let teller = teller.clone();
+    aside("estimate", move || {
+        let read = || -> Result<(ModelConfig, Option<u64>), Error> {
+            let files = ModelFiles::open(&folder)?;
+            let config = files.config()?;
+            let stored = files.contents(&config)?;
+            let bytes = stored.map(|formats| formats.iter().map(|format| format.bytes).sum());
+            Ok((config, bytes))
+        };
+        let result = match read() {
+            Ok((config, stored)) => Ok(Estimate {
+                parameters: config.parameters(),
+                active: config.active_parameters(),
+                longest: config.model_max_length,
+                devices: backend::devices()
+                    .into_iter()
+                    .map(|device| {
+                        let memory = memory(&config, &device, context, stored);
+                        (device, memory)
+                    })
+                    .collect(),
+            }),
+            Err(error) => Err(Problem::of_loading(&error)),
+        };
+        teller.tell(Update::Estimate { folder, result });
+    });
+}
