@@ -265,7 +265,9 @@ impl ChatPanel<'_> {
                 }
             } else {
                 let can = self.ready.is_ok() && !self.chat.draft.trim().is_empty();
-                let send = ui.add_enabled(can, egui::Button::new("Send").min_size(size));
+                let send =
+                    ui.add_enabled_ui(can, |ui| ui.add_sized(size, egui::Button::new("Send")));
+                let send = send.inner;
                 if send.on_hover_text("Enter").clicked() {
                     actions.push(Action::Send);
                 }

@@ -42,8 +42,9 @@ pub(super) fn window(
     let room = ui.ctx().content_rect().size();
     // Everything in a window should be visible at once, where the screen has room for it.
     let height = match which {
-        Window::Help | Window::DeltaRule | Window::Sampling => (room.y - 140.0).max(60.0),
-        Window::Model | Window::Files => 420.0_f32.min(room.y),
+        Window::Help | Window::DeltaRule => (room.y - 140.0).max(60.0),
+        Window::Sampling => 480.0_f32.min(room.y),
+        Window::Model | Window::Files => 340.0_f32.min(room.y),
     };
     egui::Window::new(title)
         .open(&mut stays)
