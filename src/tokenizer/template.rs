@@ -6,6 +6,7 @@
 //! in `chat.rs`.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 
 use minijinja::syntax::SyntaxConfig;
@@ -190,8 +191,14 @@ impl ChatTemplate {
             .env
             .get_template(NAME)
             .map_err(|e| refused("finding", &e))?;
-        template
-            .render(Value::from_pairs(kwargs.chain(variables).chain(chat)))
+        let context = Value::from_pairs(kwargs.chain(variables).chain(chat));
+        // minijinja 3.0.5 panics where it slices an empty text backwards, as in `''[::-1]`.
+        let render = AssertUnwindSafe(|| template.render(context));
+        std::panic::catch_unwind(render)
+            .map_err(|_| TokenizerError::Template {
+                stage: "rendering",
+                reason: "the template engine failed in an operation of this template".to_owned(),
+            })?
             .map_err(|e| refused("rendering", &e))
     }
 }

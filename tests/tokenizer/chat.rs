@@ -164,6 +164,9 @@ fn templates_run_as_transformers_runs_them() {
         }
     ));
     assert!(error.to_string().contains("only user"), "{error}");
+    // The template engine panics here.
+    let error = render("{{ ''[::-1] }}", &chat).unwrap_err();
+    assert!(error.to_string().contains("template engine"), "{error}");
 }
 
 #[test]
