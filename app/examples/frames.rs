@@ -191,6 +191,7 @@ fn token(at: usize, answer: bool) -> TokenText {
         text: words[at % words.len()].to_owned(),
         answer,
         logprob: answer.then_some(-0.5),
+        ..TokenText::default()
     }
 }
 
