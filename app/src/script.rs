@@ -25,6 +25,8 @@ pub enum Until {
     Tokens(usize),
     /// The selected heads' frames.
     Traced,
+    /// The answers with and without a write.
+    Undone,
     /// A number of seconds.
     Seconds(f64),
 }
@@ -62,6 +64,8 @@ pub enum Step {
     Mla(usize, usize),
     /// Turn tracing on or off.
     Trace(bool),
+    /// Answer again without the selected token's write: in every head, or in the selected one.
+    Undo(bool),
     /// Open or close a window.
     Window(Window),
     /// Save a screenshot.
@@ -155,6 +159,11 @@ fn step(line: &str) -> Result<Step, String> {
             "off" => Ok(Step::Trace(false)),
             _ => Err("on or off is expected".to_owned()),
         },
+        "undo" => match rest {
+            "" => Ok(Step::Undo(false)),
+            "all" => Ok(Step::Undo(true)),
+            _ => Err("nothing or all is expected".to_owned()),
+        },
         "window" => match rest {
             "model" => Ok(Step::Window(Window::Model)),
             "sampling" => Ok(Step::Window(Window::Sampling)),
@@ -182,9 +191,12 @@ fn wait(rest: &str) -> Result<Until, String> {
             "ready" => Ok(Until::Ready),
             "answer" => Ok(Until::Answer),
             "traced" => Ok(Until::Traced),
+            "undone" => Ok(Until::Undone),
             _ => match rest.parse::<f64>() {
                 Ok(seconds) if seconds.is_finite() && seconds >= 0.0 => Ok(Until::Seconds(seconds)),
-                _ => Err("ready, answer, traced, tokens N or seconds are expected".to_owned()),
+                _ => Err(
+                    "ready, answer, traced, undone, tokens N or seconds are expected".to_owned(),
+                ),
             },
         },
     }

@@ -18,6 +18,9 @@ wait answer
 wait traced
 find 3
 shot overwrite.png
+undo
+wait undone
+shot undone.png
 dump answered.json
 theme light
 wait 0.2
@@ -72,7 +75,7 @@ fn play(script: &str, options: &[&str]) -> PathBuf {
 #[test]
 fn it_starts_answers_and_shows_the_overwrite() {
     let out = play(RECALL, &["--demo"]);
-    for picture in ["started.png", "overwrite.png", "light.png"] {
+    for picture in ["started.png", "overwrite.png", "undone.png", "light.png"] {
         let picture = image::open(out.join(picture)).unwrap().to_rgb8();
         assert_eq!(picture.dimensions(), (1280, 800));
         let first = *picture.get_pixel(0, 0);
@@ -87,6 +90,11 @@ fn it_starts_answers_and_shows_the_overwrite() {
     );
     assert!(turn["answer"].as_str().unwrap().contains('3'), "{turn}");
     overwritten(&answered);
+    // Without the write of the 3, the old answer comes back.
+    let undone: Vec<&str> = (0..2)
+        .map(|at| answered["undone"][at].as_str().unwrap())
+        .collect();
+    assert_eq!(undone, ["The red box holds 3.", "The red box holds 7."]);
 }
 
 #[test]

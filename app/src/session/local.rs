@@ -18,7 +18,7 @@ use kimi_linear::engine::{
 };
 use kimi_linear::error::Error;
 use kimi_linear::llm::{Llm, LlmFiles, LlmOptions};
-use kimi_linear::model::TraceChoice;
+use kimi_linear::model::{TraceChoice, TraceFrame};
 use kimi_linear::tokenizer::{Conversation, Tokenizer};
 
 use super::before_load::{checked, estimate};
@@ -276,7 +276,8 @@ impl Worker {
         self.teller.chat(chat, ChatUpdate::Prompt { tokens, at });
         // The last token of an answer has not been computed yet: it is the first of the new tokens.
         let known = ask.conversation.ids();
-        let old = if prompt.starts_with(known) {
+        let same = prompt.starts_with(known);
+        let old = if same {
             known.len().saturating_sub(1)
         } else {
             0
@@ -296,7 +297,7 @@ impl Worker {
         let (mut ids, traced) = (prompt, ask.trace.is_some());
         let (kda, width) = (loaded.kda.clone(), loaded.llm.files().config.kda_head_dim);
         let surveys = self.surveys.clone();
-        surveys.truncate(chat, from);
+        surveys.truncate(chat, old);
         let answer = ids.len();
         let over = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&over);
@@ -304,10 +305,7 @@ impl Worker {
             match &mut output.event {
                 Event::Token { id, .. } => ids.push(*id),
                 Event::Trace { frame, .. } => {
-                    surveys.take(chat, frame);
-                    if let Some(likely) = likely(frame, &tokenizer) {
-                        teller.chat(chat, likely);
-                    }
+                    traced_token(&surveys, &teller, chat, frame, &tokenizer)
                 }
                 _ => {}
             }
@@ -388,10 +386,7 @@ impl Worker {
             Box::new(move |event| {
                 let update = match event {
                     Event::Trace { mut frame, .. } => {
-                        surveys.take(chat, &mut frame);
-                        if let Some(likely) = likely(&frame, &tokenizer) {
-                            teller.chat(chat, likely);
-                        }
+                        traced_token(&surveys, &teller, chat, &mut frame, &tokenizer);
                         ChatUpdate::Frame(frame)
                     }
                     Event::Finished { .. } => {
@@ -514,6 +509,20 @@ fn save(engine: &EngineHandle, conversation: &Conversation, path: &Path) -> Resu
     snapshot.note = serde_json::to_string(conversation).unwrap_or_default();
     snapshot.save(path)?;
     Ok(snapshot.tokens.len())
+}
+
+/// Takes out of a frame what is not for the interface, and tells the likeliest tokens after it.
+fn traced_token(
+    surveys: &Surveys,
+    teller: &Teller,
+    chat: ChatId,
+    frame: &mut TraceFrame,
+    tokenizer: &Tokenizer,
+) {
+    surveys.take(chat, frame);
+    if let Some(likely) = likely(frame, tokenizer) {
+        teller.chat(chat, likely);
+    }
 }
 
 /// Scores every head of a chat's traced tokens, in a thread of its own.

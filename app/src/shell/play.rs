@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 use crate::chat::{Stage, Turn};
 use crate::history::{History, TokenText};
 use crate::script::{Player, Step, Until};
+use crate::views::Wish;
+use kimi_linear::engine::UndoWrite;
 use kimi_linear::model::TraceHead;
 
 /// Number of frames before a screenshot, for layouts to settle and animations to end.
@@ -113,6 +115,15 @@ impl App {
                 self.selection.mla = Some(TraceHead { layer, head });
             }
             Step::Trace(on) => self.settings.trace = *on,
+            Step::Undo(every) => {
+                let token = self.chat().history.shown(self.selection.token);
+                let token = token.ok_or("`undo`: there are no tokens")?;
+                let head = self.selection.kda.filter(|_| !every);
+                self.act(ctx, Action::Wish(Wish::Undo(UndoWrite { token, head })));
+                if self.chat().history.undone().is_none() {
+                    return Err(format!("`undo`: token {token} is not in the last question"));
+                }
+            }
             Step::Window(window) => self.act(ctx, Action::Toggle(*window)),
             Step::Shot(file) => {
                 if frames < SETTLE {
@@ -166,7 +177,12 @@ impl App {
                 told
             })
             .collect();
-        json!({ "turns": turns, "tokens": tokens })
+        let undone = chat
+            .history
+            .undone()
+            .and_then(|undone| undone.answers.clone());
+        let undone = undone.and_then(Result::ok);
+        json!({ "turns": turns, "tokens": tokens, "undone": undone })
     }
 
     fn waited(&self, until: Until, elapsed: Duration) -> Result<bool, String> {
@@ -190,6 +206,10 @@ impl App {
                 intervals + 1 >= count || chat.stage == Stage::Idle
             }
             Until::Traced => self.settled(),
+            Until::Undone => {
+                let undone = chat.history.undone();
+                undone.is_some_and(|undone| undone.answers.is_some())
+            }
             Until::Seconds(seconds) => elapsed.as_secs_f64() >= seconds,
         })
     }

@@ -55,11 +55,11 @@ impl Room {
             width - LABELS - BESIDE - GAP - NAMES
         };
         let high = if two {
-            ui.available_height() - 254.0
+            ui.available_height() - 250.0
         } else {
             (ui.available_height() - 344.0) / 2.0
         };
-        let side = wide.min(high.max(130.0)).clamp(40.0, 640.0);
+        let side = wide.min(high.max(120.0)).clamp(40.0, 640.0);
         Self { width, two, side }
     }
 
@@ -70,7 +70,8 @@ impl Room {
 
     /// The height of the strips below a matrix.
     pub(super) fn below(&self) -> f32 {
-        7.0 * (STRIP + 3.0)
+        // Five strips and the write strength.
+        6.0 * (STRIP + 3.0) + 3.0
     }
 
     /// The captions above both pictures, whole: they wrap where they do not fit.

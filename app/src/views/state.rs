@@ -301,7 +301,6 @@ impl State {
         let Some((version, _, left, right)) = &self.picked else {
             return;
         };
-        debug_assert_eq!(left.len(), trace.decay.len() * trace.width);
         let (state_scale, change_scale) = self.locked.unwrap_or(self.scale);
         let names = self.captions();
         let with = |name: &str, scale: f32| format!("{name}, ±{}", short(f64::from(scale)));
@@ -376,8 +375,7 @@ impl State {
             draw_left(ui);
             draw_right(ui);
         }
-        let rows = strips.columns.iter().map(Strip::words);
-        let rows: Vec<String> = rows.collect();
+        let rows: Vec<String> = strips.columns.iter().map(Strip::words).collect();
         ui.weak(RichText::new(format!("beside the rows: {}", rows.join(", "))).small());
     }
 
