@@ -152,7 +152,7 @@ fn headlines_are_whole_at_any_width() {
 
 #[test]
 fn what_it_remembers() {
-    let mut harness = dark("What it remembers", Some(WRITES[1]), [1300.0, 340.0]);
+    let mut harness = dark("What it remembers", Some(WRITES[1]), [1300.0, 200.0]);
     // Both writes are under one key: its row answers the first word, then the second.
     let label = |position| format!("“The red box holds” after token {position}: ");
     for (position, word) in [
@@ -170,6 +170,7 @@ fn what_it_remembers() {
     );
     assert!(says(&harness, "token 12 “ 3”: was 7 ("));
     assert!(says(&harness, ", now 3 ("));
+    harness.snapshot("remembers");
     harness.get_by_label("column of token 5 “ 7”").click();
     harness.run_ok();
     assert_eq!(harness.state().selection.token, Some(5));
@@ -177,7 +178,7 @@ fn what_it_remembers() {
 
 #[test]
 fn a_tour_and_an_undone_write() {
-    let mut harness = dark("What it remembers", Some(WRITES[1]), [760.0, 400.0]);
+    let mut harness = dark("What it remembers", Some(WRITES[1]), [760.0, 260.0]);
     harness.get_by_label("Undo this write (3)").click();
     harness.run_ok();
     let wish = |head| {
@@ -209,6 +210,7 @@ fn a_tour_and_an_undone_write() {
     harness.get_by_label("Tour").click();
     harness.run_ok();
     let mut positions = Vec::new();
+    harness.snapshot("remembers_tour");
     while harness.query_by_label("Next").is_some() {
         positions.push(harness.state().selection.token.unwrap());
         harness.get_by_label("Next").click();
