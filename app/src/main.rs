@@ -104,20 +104,7 @@ fn run(arguments: Arguments, log: Log) -> Result<()> {
     });
     let steps = steps.transpose()?;
     let scripted = steps.is_some();
-    let size = steps.iter().flatten().find_map(|step| match step {
-        Step::Size(width, height) => Some([*width, *height]),
-        _ => None,
-    });
-    let viewport = egui::ViewportBuilder::default()
-        .with_title("Kimi Linear")
-        .with_app_id(ID)
-        .with_inner_size(size.unwrap_or([1200.0, 720.0]))
-        .with_min_inner_size([320.0, 240.0]);
-    let options = eframe::NativeOptions {
-        viewport,
-        persist_window: !scripted,
-        ..eframe::NativeOptions::default()
-    };
+    let options = options(steps.as_deref());
     let ending = Ending::default();
     let ended = Arc::clone(&ending);
     let shown = eframe::run_native(
@@ -178,6 +165,24 @@ fn run(arguments: Arguments, log: Log) -> Result<()> {
             "the window was closed before the script had ended"
         )),
         None => Ok(()),
+    }
+}
+
+/// The window: of the script's size, or such that it fits a small screen with the system's bars.
+fn options(steps: Option<&[Step]>) -> eframe::NativeOptions {
+    let size = steps.into_iter().flatten().find_map(|step| match step {
+        Step::Size(width, height) => Some([*width, *height]),
+        _ => None,
+    });
+    let viewport = egui::ViewportBuilder::default()
+        .with_title("Kimi Linear")
+        .with_app_id(ID)
+        .with_inner_size(size.unwrap_or([1200.0, 720.0]))
+        .with_min_inner_size([320.0, 240.0]);
+    eframe::NativeOptions {
+        viewport,
+        persist_window: steps.is_none(),
+        ..eframe::NativeOptions::default()
     }
 }
 

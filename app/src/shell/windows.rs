@@ -81,34 +81,7 @@ pub(super) fn model(
         ui.separator();
     }
     ui.label("A folder with config.json, tokenizer files and safetensors weights, or a GGUF file. Empty is the demo model. You can also drop it on the window.");
-    let field = ui.add(
-        TextEdit::singleline(folder)
-            .desired_width(f32::INFINITY)
-            .hint_text("the demo model"),
-    );
-    field.widget_info(|| egui::WidgetInfo::labeled(egui::Role::TextInput, true, "Model folder"));
-    ui.horizontal_wrapped(|ui| {
-        if ui.button("Choose a folder…").clicked() {
-            actions.push(Action::Pick(Pick::Folder));
-        }
-        if ui.button("Choose a GGUF…").clicked() {
-            actions.push(Action::Pick(Pick::Gguf));
-        }
-        ui.menu_button("Recent", |ui| {
-            if ui.button("The demo model").clicked() {
-                folder.clear();
-                ui.close();
-            }
-            for path in recent {
-                let name = path.file_name().unwrap_or(path.as_os_str());
-                let button = ui.button(name.to_string_lossy());
-                if button.on_hover_text(path.display().to_string()).clicked() {
-                    *folder = path.display().to_string();
-                    ui.close();
-                }
-            }
-        });
-    });
+    folder_ui(ui, recent, folder, actions);
     let text = folder.trim();
     choice.folder = (!text.is_empty()).then(|| PathBuf::from(text));
     ui.horizontal(|ui| {
@@ -152,6 +125,38 @@ pub(super) fn model(
             ui.spinner();
             ui.label("Loading");
         }
+    });
+}
+
+/// The field for the model's folder or file, and other ways to fill it.
+fn folder_ui(ui: &mut Ui, recent: &[PathBuf], folder: &mut String, actions: &mut Vec<Action>) {
+    let field = ui.add(
+        TextEdit::singleline(folder)
+            .desired_width(f32::INFINITY)
+            .hint_text("the demo model"),
+    );
+    field.widget_info(|| egui::WidgetInfo::labeled(egui::Role::TextInput, true, "Model folder"));
+    ui.horizontal_wrapped(|ui| {
+        if ui.button("Choose a folder…").clicked() {
+            actions.push(Action::Pick(Pick::Folder));
+        }
+        if ui.button("Choose a GGUF…").clicked() {
+            actions.push(Action::Pick(Pick::Gguf));
+        }
+        ui.menu_button("Recent", |ui| {
+            if ui.button("The demo model").clicked() {
+                folder.clear();
+                ui.close();
+            }
+            for path in recent {
+                let name = path.file_name().unwrap_or(path.as_os_str());
+                let button = ui.button(name.to_string_lossy());
+                if button.on_hover_text(path.display().to_string()).clicked() {
+                    *folder = path.display().to_string();
+                    ui.close();
+                }
+            }
+        });
     });
 }
 
