@@ -271,7 +271,7 @@ fn an_answer_streams_and_its_numbers_are_those_of_its_tokens() {
     );
     harness.get_by_label_contains("first token 40 ms");
     harness.get_by_label_contains("50.0 tokens/s");
-    harness.get_by_label_contains("context 7 of 8192");
+    harness.get_by_label_contains("context 7 of 8\u{202f}192");
     finish(&played, FinishReason::Stop);
     harness.run_steps(3);
     harness.get_by_label("3 tokens · 50.0 tokens/s · first after 40 ms");
@@ -530,7 +530,7 @@ fn a_server_is_chatted_with_without_views() {
     }));
     harness.run_steps(3);
     harness.get_by_label_contains("good day");
-    harness.get_by_label_contains("context 7 of 1000");
+    harness.get_by_label_contains("context 7 of 1\u{202f}000");
 }
 
 #[test]

@@ -35,5 +35,6 @@ pub(super) fn answers(
             .decode(&ids)
             .map_err(|error| Arc::new(Error::from(error)))?;
     }
+    tracing::info!(token = write.token, "answered with a write undone");
     Ok(texts)
 }

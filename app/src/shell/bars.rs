@@ -9,6 +9,7 @@ use crate::log::Log;
 use crate::selection::Selection;
 use crate::theme::Colours;
 use crate::views;
+use crate::views::format::count;
 
 /// The tool bar.
 pub(super) fn top(
@@ -157,8 +158,12 @@ fn figures(ui: &mut Ui, chat: &Chat, context: Option<usize>) {
     let first = first.map_or_else(|| "–".to_owned(), milliseconds);
     let used = chat.measures.context_used;
     let context_words = match context {
-        Some(context) => format!("context {used} of {context}"),
-        None => format!("context {used}"),
+        Some(context) => format!(
+            "context {} of {}",
+            count(used as u64),
+            count(context as u64)
+        ),
+        None => format!("context {}", count(used as u64)),
     };
     let words = [
         (

@@ -105,7 +105,7 @@ fn numbers(ui: &mut Ui, answer: Option<&AnswerMeasure>, context: &ViewContext<'_
             row(
                 "prompt",
                 format!(
-                    "{} tokens, {} of them cached",
+                    "{} tokens, {} cached",
                     answer.prompt_tokens, answer.cached_tokens
                 ),
             );

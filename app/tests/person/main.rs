@@ -1,8 +1,8 @@
-//! The app as a person uses it, in a real window: the first start, an example, a question, copy and paste with another
-//! program, the end, and the next start with the chat still there. Pictures are kept in `target/app-person/`.
+//! The app as a person uses it, in a real window: the first start, an example, the tour, a write undone, a question, copy
+//! and paste with another program, the end, and the next start with the chat still there. Pictures are kept in
+//! `target/app-person/`.
 //!
-//! To add steps, go on where [`a_person_chats_copies_closes_and_comes_back`] has the state that they need. Where something
-//! is to be clicked is asked of the same app in a test harness of the same size ([`place`]).
+//! Where to click is known from the same app with the same model in a test harness of the same size ([`Twin`]).
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
@@ -11,9 +11,12 @@ mod common;
 #[allow(clippy::module_inception)]
 mod person;
 
+use eframe::egui::accesskit::Role;
+use egui_kittest::Harness;
 use egui_kittest::kittest::Queryable;
-use kimi_linear_app::session::Update;
-use kimi_linear_app::settings::Settings;
+use kimi_linear_app::session::local;
+use kimi_linear_app::settings::{BackendName, Settings};
+use kimi_linear_app::shell::App;
 use person::{Person, out};
 
 /// The app's window at its first start.
@@ -21,30 +24,76 @@ const SIZE: [f32; 2] = [1200.0, 720.0];
 
 const OPTIONS: [&str; 4] = ["--demo", "--backend", "cpu", "--context=4096"];
 
-/// The middle of a button at the first start, once the model is loaded.
-fn place(label: &str) -> (f32, f32) {
-    let (session, played) = common::played(false);
-    let start = common::start(session, Settings::default());
-    let mut harness = common::harness(start, SIZE[0], SIZE[1]);
-    played.tell(Update::Loaded(Box::new(common::facts())));
-    harness.run_steps(4);
-    let middle = harness.get_by_label(label).rect().center();
-    (middle.x, middle.y)
+/// The same app without a window.
+struct Twin(Harness<'static, App>);
+
+impl Twin {
+    fn new() -> Self {
+        let mut settings = Settings::default();
+        settings.model.backend = BackendName::Cpu;
+        settings.model.context = 4096;
+        let session = local::start(common::wake()).unwrap();
+        let mut harness = common::harness(common::start(session, settings), SIZE[0], SIZE[1]);
+        common::until(&mut harness, "the model", |app| app.ready().is_ok());
+        Self(harness)
+    }
+
+    /// Clicks a button here; returns its middle, in points.
+    fn clicks(&mut self, label: &str) -> (f32, f32) {
+        self.0.run_steps(4);
+        let button = self.0.get_by_label(label);
+        let middle = button.rect().center();
+        button.click();
+        self.0.run_steps(4);
+        (middle.x, middle.y)
+    }
+
+    /// The middle of the message's field.
+    fn message(&self) -> (f32, f32) {
+        let field = self.0.get_by_role(Role::MultilineTextInput);
+        let middle = field.rect().center();
+        (middle.x, middle.y)
+    }
+
+    fn shows(&self, label: &str) -> bool {
+        self.0.query_by_label(label).is_some()
+    }
+
+    fn waits(&mut self, what: &str, holds: impl Fn(&App) -> bool) {
+        common::until(&mut self.0, what, holds);
+    }
 }
 
 #[test]
 fn a_person_chats_copies_closes_and_comes_back() {
+    let mut twin = Twin::new();
     let mut person = Person::new(1280, 800);
     person.starts(&OPTIONS);
     person.looks(&out().join("first.png"));
 
     // An example.
-    person.clicks(place("Recall, overwritten"));
+    person.clicks(twin.clicks("Recall, overwritten"));
     let (_, answer) = person.answered(1);
     assert!(answer.contains('3'), "{answer}");
+    twin.waits("the answer", |app| !app.chat().busy() && app.settled());
     person.looks(&out().join("example.png"));
 
+    // The tour, up to the token that reads the old value and writes the new one; its write is undone.
+    for button in ["Tour", "Next", "Next"] {
+        person.clicks(twin.clicks(button));
+        person.looks(&out().join("tour.png"));
+    }
+    person.clicks(twin.clicks("Undo this write (3)"));
+    person.logs("answered with a write undone");
+    twin.waits("the other answer", |app| {
+        let undone = app.chat().history.undone();
+        undone.is_some_and(|undone| undone.answers.is_some())
+    });
+    assert!(twin.shows("The red box holds 7."));
+    person.looks(&out().join("undone.png"));
+
     // A question of one's own.
+    person.clicks(twin.message());
     person.types("The green box holds 5. What does the green box hold?");
     person.presses(&["Return"]);
     let (question, answer) = person.answered(2);

@@ -71,12 +71,17 @@ impl Person {
         self.app = Some(app);
         let search = ["search", "--onlyvisible", "--name", "^Kimi Linear$"];
         self.window = self.until("the window", |person| person.xdotool(&search));
-        self.until("the model", |person| {
-            let log = std::fs::read_to_string(person.home.path().join("log")).unwrap();
-            log.contains("loaded").then_some(())
-        });
+        self.logs("loaded");
         let window = self.window.clone();
         self.xdotool(&["windowfocus", &window]).unwrap();
+    }
+
+    /// Waits until the app has logged this.
+    pub fn logs(&self, text: &str) {
+        self.until(&format!("`{text}` in the log"), |person| {
+            let log = std::fs::read_to_string(person.home.path().join("log")).unwrap();
+            log.contains(text).then_some(())
+        });
     }
 
     /// Presses keys, such as `ctrl+a` or `Return`.

@@ -270,7 +270,7 @@ fn throughput() {
         "tokens a second",
         "(traced)",
         "231 ms",
-        "22 tokens, 0 of them cached",
+        "22 tokens, 0 cached",
         "linear 0.41",
         "all others",
         "KDA state",
