@@ -11,7 +11,6 @@ mod common;
 #[allow(clippy::module_inception)]
 mod person;
 
-use eframe::egui::accesskit::Role;
 use egui_kittest::Harness;
 use egui_kittest::kittest::Queryable;
 use kimi_linear_app::session::local;
@@ -48,11 +47,10 @@ impl Twin {
         (middle.x, middle.y)
     }
 
-    /// The middle of the message's field.
+    /// A place in the message's field, which is left of Send.
     fn message(&self) -> (f32, f32) {
-        let field = self.0.get_by_role(Role::MultilineTextInput);
-        let middle = field.rect().center();
-        (middle.x, middle.y)
+        let send = self.0.get_by_label("Send").rect();
+        (send.left() - 60.0, send.center().y)
     }
 
     fn shows(&self, label: &str) -> bool {
