@@ -92,6 +92,7 @@ fn a_person_chats_copies_closes_and_comes_back() {
 
     // A question of one's own.
     person.clicks(twin.message());
+    person.looks(&out().join("message.png"));
     person.types("The green box holds 5. What does the green box hold?");
     person.presses(&["Return"]);
     let (question, answer) = person.answered(2);
