@@ -115,7 +115,8 @@ app-pictures: install-rust-components install-xvfb target/python/made
 	.ci/on-xvfb target/release/kimi-linear-app --demo --backend cpu --demo-script docs/app/pictures.script --out docs/app
 	.ci/on-xvfb target/release/kimi-linear-app --demo --backend cpu --demo-script docs/app/moving.script --out target/frames
 	target/python/bin/python docs/app/moving.py target/frames docs/app/memory.gif
-	@if command -v oxipng >/dev/null; then oxipng -q -o 4 --strip safe docs/app/*.png; fi
+	@if command -v pngquant >/dev/null; then for picture in docs/app/*.png; do \
+		pngquant --quality 85-100 --strip --force --output $$picture $$picture || true; done; fi
 
 # Our own crates with little optimisation and incrementally; dependencies are those of `make test`.
 QUICK := $(PROFILE) --locked --workspace --config profile.release.incremental=true \

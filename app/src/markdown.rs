@@ -1,5 +1,7 @@
 //! Markdown text that is drawn in blocks, so that only the visible part of a long text is laid out.
 
+use std::borrow::Cow;
+
 use eframe::egui::{Rect, Ui, vec2};
 use egui_commonmark::{CommonMarkCache, CommonMarkViewer};
 
@@ -125,16 +127,74 @@ impl Markdown {
             let drawn = ui.push_id(at, |ui| {
                 CommonMarkViewer::new()
                     .render_math_fn(Some(&math::ui))
-                    .show(ui, cache, &block.text);
+                    .show(ui, cache, &bold_heads(&block.text));
             });
             block.height = Some(drawn.response.rect.height());
         }
     }
 }
 
+/// The text with the heads of tables in bold, which egui_commonmark draws like other rows.
+fn bold_heads(text: &str) -> Cow<'_, str> {
+    let lines: Vec<&str> = text.split_inclusive('\n').collect();
+    let mut fenced = false;
+    let mut heads = Vec::new();
+    for (at, pair) in lines.windows(2).enumerate() {
+        let line = pair[0].trim_start();
+        fenced ^= line.starts_with("```") || line.starts_with("~~~");
+        if !fenced && pair[0].contains('|') && is_delimiter(pair[1]) {
+            heads.push(at);
+        }
+    }
+    if heads.is_empty() {
+        return Cow::Borrowed(text);
+    }
+    let line = |(at, line): (usize, &&str)| {
+        if heads.contains(&at) {
+            bold_cells(line)
+        } else {
+            (*line).to_owned()
+        }
+    };
+    Cow::Owned(lines.iter().enumerate().map(line).collect())
+}
+
+/// Whether a line is what stands between a table's head and its rows: `|---|:-:|`.
+fn is_delimiter(line: &str) -> bool {
+    let line = line.trim();
+    line.contains('|') && line.contains('-') && line.chars().all(|c| "|:- ".contains(c))
+}
+
+/// A row with its cells in bold; cells that have emphasis, code or escapes of their own stay as they are.
+fn bold_cells(line: &str) -> String {
+    if line.contains('\\') {
+        return line.to_owned();
+    }
+    let (row, end) = line.split_at(line.trim_end().len());
+    let cells = row.split('|').map(|cell| {
+        let word = cell.trim();
+        if word.is_empty() || word.contains(['*', '`', '_']) {
+            cell.to_owned()
+        } else {
+            cell.replace(word, &format!("**{word}**"))
+        }
+    });
+    cells.collect::<Vec<_>>().join("|") + end
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Markdown;
+    use super::{Markdown, bold_heads};
+
+    #[test]
+    fn heads_of_tables_are_bold() {
+        let table = "a | b\n\n| name | `x` |\n|---|:-:|\n| 1 | 2 |\n";
+        let bold = "a | b\n\n| **name** | `x` |\n|---|:-:|\n| 1 | 2 |\n";
+        assert_eq!(bold_heads(table), bold);
+        for text in ["```\n| a | b |\n|---|---|\n```\n", "a | b\n", "| a | b |\n"] {
+            assert_eq!(bold_heads(text), text);
+        }
+    }
 
     fn texts(markdown: &Markdown) -> Vec<&str> {
         markdown

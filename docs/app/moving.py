@@ -5,8 +5,8 @@ from pathlib import Path
 
 from PIL import Image
 
-# The panels at the right: the state above, the tokens below.
-PANELS = (638, 26, 1280, 640)
+# The panels at the right: the state above, what it remembers below.
+PANELS = (571, 26, 1280, 660)
 # Milliseconds of a token, and of the last one.
 TOKEN, END = 350, 3000
 

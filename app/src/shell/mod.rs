@@ -542,14 +542,20 @@ impl arrange::Draw for Panels<'_> {
             return;
         };
         let help = view.help();
-        ui.menu_button("?", |ui| {
-            ui.set_max_width(420.0);
-            // A menu's own layout stretches text to its full width.
-            ui.with_layout(egui::Layout::top_down(egui::Align::LEFT), |ui| {
-                windows::help_ui(ui, &help);
+        let button = ui.button("?").on_hover_text(format!("What {name} shows"));
+        // Beside the panel if there is room, so that it does not cover what it explains.
+        let (bar, window) = (ui.max_rect(), ui.ctx().content_rect());
+        let panel = egui::Rect::from_min_max(bar.min, egui::pos2(bar.right(), window.bottom()));
+        egui::Popup::menu(&button)
+            .anchor(panel)
+            .align(egui::RectAlign::LEFT_START)
+            .align_alternatives(&[egui::RectAlign::RIGHT_START, egui::RectAlign::BOTTOM_END])
+            .show(|ui| {
+                ui.set_max_width(420.0);
+                // A menu's own layout stretches text to its full width.
+                ui.with_layout(egui::Layout::top_down(egui::Align::LEFT), |ui| {
+                    windows::help_ui(ui, &help);
+                });
             });
-        })
-        .response
-        .on_hover_text(format!("What {name} shows"));
     }
 }
