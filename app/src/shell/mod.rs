@@ -551,7 +551,7 @@ impl arrange::Draw for Panels<'_> {
             .align(egui::RectAlign::LEFT_START)
             .align_alternatives(&[egui::RectAlign::RIGHT_START, egui::RectAlign::BOTTOM_END])
             .show(|ui| {
-                ui.set_max_width(420.0);
+                ui.set_max_width(480.0);
                 // A menu's own layout stretches text to its full width.
                 ui.with_layout(egui::Layout::top_down(egui::Align::LEFT), |ui| {
                     windows::help_ui(ui, &help);
