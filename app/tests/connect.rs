@@ -6,16 +6,13 @@ mod common;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use common::{harness, start, until, wake};
-use eframe::egui;
-use egui_kittest::Harness;
+use common::{act, harness, start, until, wake};
 use egui_kittest::kittest::Queryable;
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::llm::{Llm, LlmFiles, LlmOptions};
 use kimi_linear::server::{Server, ServerOptions};
 use kimi_linear_app::session::remote;
 use kimi_linear_app::settings::Settings;
-use kimi_linear_app::shell::App;
 use kimi_linear_app::shell::action::Action;
 
 /// The demo model, as `kimi-linear serve` loads it.
@@ -41,12 +38,6 @@ fn serve() -> (tokio::runtime::Runtime, String) {
     let url = format!("{}/v1", server.url());
     runtime.spawn(server.run(std::future::pending()));
     (runtime, url)
-}
-
-fn act(harness: &mut Harness<'_, App>, action: Action) {
-    let ctx: egui::Context = harness.ctx.clone();
-    harness.state_mut().act(&ctx, action);
-    harness.step();
 }
 
 #[test]

@@ -7,9 +7,9 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use common::{Played, facts, harness, played, start, tiny, until, wake};
+use common::{Played, act, ask, facts, harness, played, start, tiny, until, wake};
 use eframe::App as _;
-use eframe::egui::{self, Key};
+use eframe::egui::Key;
 use egui_kittest::Harness;
 use egui_kittest::kittest::Queryable;
 use kimi_linear::backend::cpu::CpuBackend;
@@ -52,17 +52,6 @@ fn play(folder: &Path) -> (Harness<'static, App>, Played) {
     played.tell(Update::Loaded(Box::new(facts())));
     harness.run_steps(3);
     (harness, played)
-}
-
-fn act(harness: &mut Harness<'_, App>, action: Action) {
-    let ctx: egui::Context = harness.ctx.clone();
-    harness.state_mut().act(&ctx, action);
-    harness.step();
-}
-
-fn ask(harness: &mut Harness<'_, App>, question: &str) {
-    act(harness, Action::Ask(question.to_owned()));
-    until(harness, "the answer", |app| !app.chat().busy());
 }
 
 fn close(mut harness: Harness<'_, App>) {

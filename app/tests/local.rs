@@ -10,8 +10,7 @@ mod wrapped;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{drop_on, harness, start, tiny, until, wake};
-use eframe::egui;
+use common::{act, ask, drop_on, harness, start, tiny, until, wake};
 use egui_kittest::Harness;
 use egui_kittest::kittest::Queryable;
 use failing::{Failing, Gone};
@@ -48,17 +47,6 @@ fn app(open: Open, settings: Settings) -> Harness<'static, App> {
 
 fn processor() -> Open {
     Box::new(|_, _| Ok(Box::new(CpuBackend::new())))
-}
-
-fn act(harness: &mut Harness<'_, App>, action: Action) {
-    let ctx: egui::Context = harness.ctx.clone();
-    harness.state_mut().act(&ctx, action);
-    harness.step();
-}
-
-fn ask(harness: &mut Harness<'_, App>, question: &str) {
-    act(harness, Action::Ask(question.to_owned()));
-    until(harness, "the answer", |app| !app.chat().busy());
 }
 
 fn ready() -> Harness<'static, App> {

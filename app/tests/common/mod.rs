@@ -21,6 +21,7 @@ use kimi_linear_app::facts::{ModelFacts, memory};
 use kimi_linear_app::log::Log;
 use kimi_linear_app::session::{Command, Session, Update, Wake};
 use kimi_linear_app::settings::Settings;
+use kimi_linear_app::shell::action::Action;
 use kimi_linear_app::shell::{App, Start};
 
 /// A model of random weights, in the library's tests.
@@ -120,6 +121,19 @@ pub fn until(harness: &mut Harness<'_, App>, what: &str, holds: impl Fn(&App) ->
         harness.step();
     }
     harness.run_steps(3);
+}
+
+/// Does something and draws the next frame.
+pub fn act(harness: &mut Harness<'_, App>, action: Action) {
+    let ctx: egui::Context = harness.ctx.clone();
+    harness.state_mut().act(&ctx, action);
+    harness.step();
+}
+
+/// Asks, and waits for the whole answer.
+pub fn ask(harness: &mut Harness<'_, App>, question: &str) {
+    act(harness, Action::Ask(question.to_owned()));
+    until(harness, "the answer", |app| !app.chat().busy());
 }
 
 /// A file that is dropped on the window.
