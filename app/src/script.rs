@@ -114,13 +114,16 @@ fn step(line: &str) -> Result<Step, String> {
         "" => Ok(step),
         _ => Err(format!("nothing is expected after {word}")),
     };
+    let one_of = |choices: &[(&str, Step)]| {
+        let found = choices.iter().find(|(name, _)| *name == rest);
+        found.map(|(_, step)| step.clone()).ok_or_else(|| {
+            let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
+            format!("{} is expected", names.join(" or "))
+        })
+    };
     match word {
         "size" => two().map(|(width, height)| Step::Size(width as f32, height as f32)),
-        "theme" => match rest {
-            "dark" => Ok(Step::Theme(true)),
-            "light" => Ok(Step::Theme(false)),
-            _ => Err("dark or light is expected".to_owned()),
-        },
+        "theme" => one_of(&[("dark", Step::Theme(true)), ("light", Step::Theme(false))]),
         "wait" => wait(rest).map(Step::Wait),
         "say" => text().map(Step::Say),
         "try" => EXAMPLES
@@ -144,34 +147,22 @@ fn step(line: &str) -> Result<Step, String> {
                 Err(format!("the views are {names:?}"))
             }
         }
-        "panels" => match rest {
-            "all" => Ok(Step::Panels(true)),
-            "first" => Ok(Step::Panels(false)),
-            _ => Err("all or first is expected".to_owned()),
-        },
+        "panels" => one_of(&[("all", Step::Panels(true)), ("first", Step::Panels(false))]),
         "token" if rest == "newest" => Ok(Step::Token(None)),
         "token" => number(rest).map(|token| Step::Token(Some(token))),
         "find" => text().map(Step::Find),
         "kda" => two().map(|(layer, head)| Step::Kda(layer, head)),
         "mla" => two().map(|(layer, head)| Step::Mla(layer, head)),
-        "trace" => match rest {
-            "on" => Ok(Step::Trace(true)),
-            "off" => Ok(Step::Trace(false)),
-            _ => Err("on or off is expected".to_owned()),
-        },
-        "undo" => match rest {
-            "" => Ok(Step::Undo(false)),
-            "all" => Ok(Step::Undo(true)),
-            _ => Err("nothing or all is expected".to_owned()),
-        },
-        "window" => match rest {
-            "model" => Ok(Step::Window(Window::Model)),
-            "sampling" => Ok(Step::Window(Window::Sampling)),
-            "files" => Ok(Step::Window(Window::Files)),
-            "help" => Ok(Step::Window(Window::Help)),
-            "delta-rule" => Ok(Step::Window(Window::DeltaRule)),
-            _ => Err("model, sampling, files, help or delta-rule is expected".to_owned()),
-        },
+        "trace" => one_of(&[("on", Step::Trace(true)), ("off", Step::Trace(false))]),
+        "undo" if rest.is_empty() => Ok(Step::Undo(false)),
+        "undo" => one_of(&[("all", Step::Undo(true))]),
+        "window" => one_of(&[
+            ("model", Step::Window(Window::Model)),
+            ("sampling", Step::Window(Window::Sampling)),
+            ("files", Step::Window(Window::Files)),
+            ("help", Step::Window(Window::Help)),
+            ("delta-rule", Step::Window(Window::DeltaRule)),
+        ]),
         "shot" => text().map(|file| Step::Shot(PathBuf::from(file))),
         "dump" => text().map(|file| Step::Dump(PathBuf::from(file))),
         "rate" => text().map(Step::Rate),

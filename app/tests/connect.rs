@@ -75,5 +75,5 @@ fn a_server_answers_stops_and_is_missed_when_it_goes() {
     act(&mut harness, Action::Ask(question.to_owned()));
     until(&mut harness, "the refusal", |app| !app.chat().busy());
     let problem = harness.state().chat().turns[0].problem.clone();
-    assert!(problem.is_some(), "a server that is gone is told of");
+    assert!(problem.is_some(), "a server that is gone is reported");
 }

@@ -5,7 +5,7 @@ use super::recurrence::norm;
 /// Two writes are under the same key from this cosine of their keys on.
 pub const SAME_KEY: f64 = 0.7;
 
-/// Maximum number of writes that are told apart, the largest ones.
+/// Maximum number of writes that are distinguished, the largest ones.
 pub const MOST_WRITES: usize = 12;
 
 /// A write counts from this fraction of the largest one on.

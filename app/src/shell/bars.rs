@@ -55,24 +55,7 @@ pub(super) fn top(
             Action::Toggle(Window::Sampling),
         );
         if !remote {
-            ui.menu_button("Views", |ui| {
-                for view in views::all() {
-                    if ui
-                        .button(view.name())
-                        .on_hover_text(view.help().shows)
-                        .clicked()
-                    {
-                        actions.push(Action::View(view.name().to_owned()));
-                    }
-                }
-                ui.separator();
-                if ui.button("All panels side by side").clicked() {
-                    actions.push(Action::Spread);
-                }
-                if ui.button("Reset layout").clicked() {
-                    actions.push(Action::Arrange);
-                }
-            });
+            view_menu(ui, actions);
         }
         ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
             let mut tool = |ui: &mut Ui, name: &str, hover: &str, action: Action| {
@@ -94,6 +77,25 @@ pub(super) fn top(
             let theme = if colours.dark { "Light" } else { "Dark" };
             tool(ui, theme, "Change the appearance", Action::Theme);
         });
+    });
+}
+
+/// The menu of the views.
+fn view_menu(ui: &mut Ui, actions: &mut Vec<Action>) {
+    ui.menu_button("Views", |ui| {
+        for view in views::all() {
+            let button = ui.button(view.name());
+            if button.on_hover_text(view.help().shows).clicked() {
+                actions.push(Action::View(view.name().to_owned()));
+            }
+        }
+        ui.separator();
+        if ui.button("All panels side by side").clicked() {
+            actions.push(Action::Spread);
+        }
+        if ui.button("Reset layout").clicked() {
+            actions.push(Action::Arrange);
+        }
     });
 }
 

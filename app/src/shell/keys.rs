@@ -23,107 +23,7 @@ const ALT: Modifiers = Modifiers::ALT;
 /// With a server there are no views, and no model to load.
 #[must_use]
 pub fn shortcuts(remote: bool) -> Vec<Shortcut> {
-    let of = |modifiers: Modifiers, key: Key, words: &str, action: Action| Shortcut {
-        keys: KeyboardShortcut::new(modifiers, key),
-        words: words.to_owned(),
-        action,
-    };
-    let mut all = vec![
-        of(COMMAND, Key::N, "New chat", Action::NewChat),
-        of(COMMAND, Key::J, "Next chat", Action::NextChat),
-        of(
-            Modifiers::NONE,
-            Key::F2,
-            "Rename this chat",
-            Action::EditThisTitle,
-        ),
-        of(COMMAND, Key::Q, "Quit", Action::Quit),
-        of(
-            COMMAND,
-            Key::R,
-            "Answer the last question again",
-            Action::Regenerate,
-        ),
-        of(
-            COMMAND,
-            Key::E,
-            "Edit the last question",
-            Action::Edit(usize::MAX),
-        ),
-        of(
-            COMMAND,
-            Key::S,
-            "Save or open a chat",
-            Action::Toggle(Window::Files),
-        ),
-        of(
-            COMMAND,
-            Key::M,
-            "Model and device",
-            Action::Toggle(Window::Model),
-        ),
-        of(
-            COMMAND,
-            Key::G,
-            "Sampling and system prompt",
-            Action::Toggle(Window::Sampling),
-        ),
-        of(
-            COMMAND,
-            Key::B,
-            "Show or hide the list of chats",
-            Action::Sidebar,
-        ),
-        of(COMMAND, Key::L, "Show or hide the log", Action::Log),
-        of(COMMAND, Key::D, "Dark or light", Action::Theme),
-        of(
-            COMMAND,
-            Key::T,
-            "Trace this chat's last tokens again",
-            Action::Trace,
-        ),
-        of(
-            Modifiers::NONE,
-            Key::F1,
-            "This help",
-            Action::Toggle(Window::Help),
-        ),
-        of(
-            ALT,
-            Key::ArrowLeft,
-            "Token before",
-            Action::Token(Step::Back),
-        ),
-        of(ALT, Key::ArrowRight, "Token after", Action::Token(Step::On)),
-        of(ALT, Key::Home, "First token", Action::Token(Step::First)),
-        of(
-            ALT,
-            Key::End,
-            "Follow the newest token",
-            Action::Token(Step::Last),
-        ),
-        of(
-            ALT,
-            Key::ArrowUp,
-            "KDA layer before",
-            Action::Layer(Step::Back),
-        ),
-        of(
-            ALT,
-            Key::ArrowDown,
-            "KDA layer after",
-            Action::Layer(Step::On),
-        ),
-        of(ALT, Key::PageUp, "Head before", Action::Head(Step::Back)),
-        of(ALT, Key::PageDown, "Head after", Action::Head(Step::On)),
-        of(
-            COMMAND,
-            Key::Num9,
-            "All panels side by side",
-            Action::Spread,
-        ),
-        of(COMMAND, Key::Num0, "Reset layout", Action::Arrange),
-    ];
+    let mut all = table();
     let digits = [
         Key::Num1,
         Key::Num2,
@@ -135,16 +35,52 @@ pub fn shortcuts(remote: bool) -> Vec<Shortcut> {
         Key::Num8,
     ];
     for (key, view) in digits.into_iter().zip(views::all()) {
-        let name = view.name();
-        all.push(of(
-            COMMAND,
-            key,
-            &format!("View: {name}"),
-            Action::View(name.to_owned()),
-        ));
+        all.push(Shortcut {
+            keys: KeyboardShortcut::new(COMMAND, key),
+            words: format!("View: {}", view.name()),
+            action: Action::View(view.name().to_owned()),
+        });
     }
     all.retain(|shortcut| !remote || !shortcut.action.is_local());
     all
+}
+
+/// All shortcuts but those of the single views.
+#[rustfmt::skip]
+fn table() -> Vec<Shortcut> {
+    const NONE: Modifiers = Modifiers::NONE;
+    let table = [
+        (COMMAND, Key::N, "New chat", Action::NewChat),
+        (COMMAND, Key::J, "Next chat", Action::NextChat),
+        (NONE, Key::F2, "Rename this chat", Action::EditThisTitle),
+        (COMMAND, Key::Q, "Quit", Action::Quit),
+        (COMMAND, Key::R, "Answer the last question again", Action::Regenerate),
+        (COMMAND, Key::E, "Edit the last question", Action::Edit(usize::MAX)),
+        (COMMAND, Key::S, "Save or open a chat", Action::Toggle(Window::Files)),
+        (COMMAND, Key::M, "Model and device", Action::Toggle(Window::Model)),
+        (COMMAND, Key::G, "Sampling and system prompt", Action::Toggle(Window::Sampling)),
+        (COMMAND, Key::B, "Show or hide the list of chats", Action::Sidebar),
+        (COMMAND, Key::L, "Show or hide the log", Action::Log),
+        (COMMAND, Key::D, "Dark or light", Action::Theme),
+        (COMMAND, Key::T, "Trace this chat's last tokens again", Action::Trace),
+        (NONE, Key::F1, "This help", Action::Toggle(Window::Help)),
+        (ALT, Key::ArrowLeft, "Token before", Action::Token(Step::Back)),
+        (ALT, Key::ArrowRight, "Token after", Action::Token(Step::On)),
+        (ALT, Key::Home, "First token", Action::Token(Step::First)),
+        (ALT, Key::End, "Follow the newest token", Action::Token(Step::Last)),
+        (ALT, Key::ArrowUp, "KDA layer before", Action::Layer(Step::Back)),
+        (ALT, Key::ArrowDown, "KDA layer after", Action::Layer(Step::On)),
+        (ALT, Key::PageUp, "Head before", Action::Head(Step::Back)),
+        (ALT, Key::PageDown, "Head after", Action::Head(Step::On)),
+        (COMMAND, Key::Num9, "All panels side by side", Action::Spread),
+        (COMMAND, Key::Num0, "Reset layout", Action::Arrange),
+    ];
+    let shortcut = |(modifiers, key, words, action): (Modifiers, Key, &str, Action)| Shortcut {
+        keys: KeyboardShortcut::new(modifiers, key),
+        words: words.to_owned(),
+        action,
+    };
+    table.into_iter().map(shortcut).collect()
 }
 
 /// The actions of the pressed keys; `escape` is what Escape closes or stops at the moment.

@@ -64,7 +64,6 @@ impl App {
         elapsed: Duration,
         frames: usize,
     ) -> Result<bool, String> {
-        let busy = self.chat().busy();
         match step {
             Step::Size(width, height) => {
                 let size = egui::vec2(*width, *height);
@@ -72,19 +71,7 @@ impl App {
             }
             Step::Theme(dark) => self.settings.dark = Some(*dark),
             Step::Wait(until) => return self.waited(*until, elapsed),
-            Step::Say(text) => {
-                if busy {
-                    return Err(format!("`say {text}`: an answer is under way: wait for it"));
-                }
-                // A few letters per frame, like typing.
-                let typed: String = text.chars().take(frames * 3).collect();
-                let whole = typed.len() == text.len();
-                self.chat_mut().draft = typed;
-                if whole {
-                    self.act(ctx, Action::Send);
-                }
-                return Ok(whole);
-            }
+            Step::Say(text) => return self.say(ctx, text, frames),
             Step::Try(at) => self.act(ctx, Action::Try(*at)),
             Step::Stop => self.act(ctx, Action::Stop),
             Step::Regenerate => self.act(ctx, Action::Regenerate),
@@ -99,12 +86,7 @@ impl App {
                 self.act(ctx, action);
             }
             Step::Token(token) => self.selection.token = *token,
-            Step::Find(text) => {
-                let tokens = self.chat().history.tokens();
-                let reads = |token: &TokenText| !token.answer && token.text.trim() == text;
-                let found = tokens.iter().rposition(reads);
-                self.selection.token = Some(found.ok_or(format!("no token reads `{text}`"))?);
-            }
+            Step::Find(text) => self.selection.token = Some(self.find(text)?),
             Step::Kda(layer, head) => {
                 let (layer, head) = (*layer, *head);
                 self.selection.kda = Some(TraceHead { layer, head });
@@ -115,15 +97,7 @@ impl App {
                 self.selection.mla = Some(TraceHead { layer, head });
             }
             Step::Trace(on) => self.settings.trace = *on,
-            Step::Undo(every) => {
-                let token = self.chat().history.shown(self.selection.token);
-                let token = token.ok_or("`undo`: there are no tokens")?;
-                let head = self.selection.kda.filter(|_| !every);
-                self.act(ctx, Action::Wish(Wish::Undo(UndoWrite { token, head })));
-                if self.chat().history.undone().is_none() {
-                    return Err(format!("`undo`: token {token} is not in the last question"));
-                }
-            }
+            Step::Undo(every) => self.undo(ctx, *every)?,
             Step::Window(window) => self.act(ctx, Action::Toggle(*window)),
             Step::Shot(file) => {
                 if frames < SETTLE {
@@ -160,6 +134,40 @@ impl App {
             }
         }
         Ok(true)
+    }
+
+    /// Types a few letters of a message per frame, and sends it with the last; whether it was sent.
+    fn say(&mut self, ctx: &egui::Context, text: &str, frames: usize) -> Result<bool, String> {
+        if self.chat().busy() {
+            return Err(format!("`say {text}`: an answer is under way: wait for it"));
+        }
+        let typed: String = text.chars().take(frames * 3).collect();
+        let whole = typed.len() == text.len();
+        self.chat_mut().draft = typed;
+        if whole {
+            self.act(ctx, Action::Send);
+        }
+        Ok(whole)
+    }
+
+    /// The position of the last token of a question that is this text.
+    fn find(&self, text: &str) -> Result<usize, String> {
+        let tokens = self.chat().history.tokens();
+        let reads = |token: &TokenText| !token.answer && token.text.trim() == text;
+        let found = tokens.iter().rposition(reads);
+        found.ok_or_else(|| format!("no token reads `{text}`"))
+    }
+
+    /// Undoes the selected token's write of the selected head, or of every head.
+    fn undo(&mut self, ctx: &egui::Context, every: bool) -> Result<(), String> {
+        let token = self.chat().history.shown(self.selection.token);
+        let token = token.ok_or("`undo`: there are no tokens")?;
+        let head = self.selection.kda.filter(|_| !every);
+        self.act(ctx, Action::Wish(Wish::Undo(UndoWrite { token, head })));
+        match self.chat().history.undone() {
+            Some(_) => Ok(()),
+            None => Err(format!("`undo`: token {token} is not in the last question")),
+        }
     }
 
     /// The content of the chat and of the selected KDA head, for tests.

@@ -1,7 +1,7 @@
 //! The composition of a token's output: the implicit attention of a KDA head beside the attention row of an MLA head.
 
 use eframe::egui::{self, Align2, FontId, Rect, ScrollArea, Sense, Ui, Vec2};
-use kimi_linear::model::TraceHead;
+use kimi_linear::model::{TraceFrame, TraceHead};
 
 use super::bars::Bars;
 use super::colour_map::Map;
@@ -109,96 +109,107 @@ impl View for Attends {
                 .kda
                 .and_then(|head| implicit(history, position, head));
         }
-        let tokens = position + 1;
         let mut clicked = None;
         ScrollArea::vertical()
             .id_salt("attends")
             .auto_shrink(false)
             .show(ui, |ui| {
                 let bar = ((ui.available_height() - 196.0) / 2.0).clamp(36.0, 160.0);
-                if let Some(TraceHead { layer, head }) = context.selection.kda {
-                    ui.label(format!(
-                        "KDA layer {layer}, head {head}, implicit attention of {name}"
-                    ));
-                }
-                match &self.implicit {
-                    Some(implicit) => {
-                        let most = implicit
-                            .weights
-                            .iter()
-                            .fold(0.0_f32, |most, x| most.max(x.abs()));
-                        let map = Map::Signed {
-                            dark: context.colours.dark,
-                        };
-                        let bars = Bars {
-                            label: "implicit attention",
-                            first: implicit.first,
-                            values: &implicit.weights,
-                            tokens,
-                            scale: most,
-                            signed: true,
-                            colours: [map.colour(0.85), map.colour(-0.85)],
-                            marked: Some(position),
-                            mark: context.colours.accent,
-                        };
-                        show(ui, &bars, bar, history.tokens(), &mut clicked);
-                        chips(
-                            ui,
-                            implicit.first,
-                            &implicit.weights,
-                            history.tokens(),
-                            &mut clicked,
-                        );
-                        if let Some(earlier) = implicit.earlier.filter(|_| implicit.first > 0) {
-                            ui.weak(format!(
-                                "what was written before token {} adds a part of length {}",
-                                implicit.first,
-                                short(earlier)
-                            ));
-                        }
-                    }
-                    None => {
-                        ui.weak(format!("{} was not traced with this head.", capital(&name)));
-                    }
-                }
+                self.implicit(ui, context, position, bar, &mut clicked);
                 ui.add_space(6.0);
-                if let Some(TraceHead { layer, head }) = context.selection.mla {
-                    ui.label(format!(
-                        "MLA layer {layer}, head {head}, attention of {name}"
-                    ));
-                }
-                let row = frame.attention.as_ref().filter(|row| {
-                    context
-                        .selection
-                        .mla
-                        .is_some_and(|mla| (mla.layer, mla.head) == (row.layer, row.head))
-                });
-                match row {
-                    Some(row) => {
-                        let most = row.weights.iter().fold(0.0_f32, |most, x| most.max(*x));
-                        let bars = Bars {
-                            label: "attention",
-                            first: 0,
-                            values: &row.weights,
-                            tokens,
-                            scale: most,
-                            signed: false,
-                            colours: [context.colours.mla; 2],
-                            marked: None,
-                            mark: context.colours.accent,
-                        };
-                        show(ui, &bars, bar, history.tokens(), &mut clicked);
-                        chips(ui, 0, &row.weights, history.tokens(), &mut clicked);
-                    }
-                    None => {
-                        ui.weak("This token's attention row is not held for this head.");
-                    }
-                }
+                row(ui, context, frame, position, bar, &mut clicked);
             });
         if clicked.is_some() {
             context.selection.token = clicked;
         }
     }
+}
+
+impl Attends {
+    /// The implicit attention of the selected KDA head, with bars of the height `bar`.
+    fn implicit(
+        &self,
+        ui: &mut Ui,
+        context: &ViewContext<'_>,
+        position: usize,
+        bar: f32,
+        clicked: &mut Option<usize>,
+    ) {
+        let tokens = context.history.tokens();
+        let name = token(tokens, position);
+        if let Some(TraceHead { layer, head }) = context.selection.kda {
+            ui.label(format!(
+                "KDA layer {layer}, head {head}, implicit attention of {name}"
+            ));
+        }
+        let Some(implicit) = &self.implicit else {
+            ui.weak(format!("{} was not traced with this head.", capital(&name)));
+            return;
+        };
+        let (first, weights) = (implicit.first, &implicit.weights);
+        let map = Map::Signed {
+            dark: context.colours.dark,
+        };
+        let bars = Bars {
+            label: "implicit attention",
+            first,
+            values: weights,
+            tokens: position + 1,
+            scale: weights.iter().fold(0.0, |most, x| x.abs().max(most)),
+            signed: true,
+            colours: [map.colour(0.85), map.colour(-0.85)],
+            marked: Some(position),
+            mark: context.colours.accent,
+        };
+        show(ui, &bars, bar, tokens, clicked);
+        chips(ui, first, weights, tokens, clicked);
+        if let Some(earlier) = implicit.earlier.filter(|_| first > 0) {
+            ui.weak(format!(
+                "what was written before token {first} adds a part of length {}",
+                short(earlier)
+            ));
+        }
+    }
+}
+
+/// The token's attention row of the selected MLA head, with bars of the height `bar`.
+fn row(
+    ui: &mut Ui,
+    context: &ViewContext<'_>,
+    frame: &TraceFrame,
+    position: usize,
+    bar: f32,
+    clicked: &mut Option<usize>,
+) {
+    let tokens = context.history.tokens();
+    let selected = context.selection.mla;
+    if let Some(TraceHead { layer, head }) = selected {
+        let name = token(tokens, position);
+        ui.label(format!(
+            "MLA layer {layer}, head {head}, attention of {name}"
+        ));
+    }
+    let row = frame
+        .attention
+        .as_ref()
+        .filter(|row| selected.is_some_and(|mla| (mla.layer, mla.head) == (row.layer, row.head)));
+    let Some(row) = row else {
+        ui.weak("This token's attention row is not held for this head.");
+        return;
+    };
+    let bars = Bars {
+        label: "attention",
+        first: 0,
+        values: &row.weights,
+        tokens: position + 1,
+        scale: row.weights.iter().fold(0.0, |most, x| x.max(most)),
+        signed: false,
+        colours: [context.colours.mla; 2],
+        marked: None,
+        mark: context.colours.accent,
+    };
+    show(ui, &bars, bar, tokens, clicked);
+    chips(ui, 0, &row.weights, tokens, clicked);
 }
 
 fn show(

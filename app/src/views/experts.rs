@@ -6,6 +6,8 @@ use eframe::egui::{
     Align2, FontId, Rect, Role, ScrollArea, Sense, Stroke, StrokeKind, Ui, Vec2, WidgetInfo, pos2,
 };
 
+use kimi_linear::model::ExpertTrace;
+
 use super::colour_map::Map;
 use super::format::{short, token, visible};
 use super::half_lives::capital;
@@ -154,127 +156,141 @@ impl View for Experts {
             ui.weak(format!("over the last {} traced tokens", occupancy.tokens));
             legend(ui, Map::Magnitude, "0", &format!("{most} tokens"));
         });
-        let rows = occupancy.layers.len().max(1);
-        let (labels, beside) = (52.0, 212.0);
-        let room = ui.available_size();
-        let width = (room.x - labels - beside - 14.0).max(40.0);
-        let high = ((room.y - 22.0) / rows as f32).clamp(10.0, 30.0);
-        let small = FontId::proportional(high.min(12.0));
-        let (text, weak) = (ui.visuals().text_color(), ui.visuals().weak_text_color());
         ScrollArea::both()
             .id_salt("experts")
             .auto_shrink(false)
             .show(ui, |ui| {
-                let size = Vec2::new(labels + width + beside, high * rows as f32 + 16.0);
-                let (whole, _) = ui.allocate_exact_size(size, Sense::hover());
-                let painter = ui.painter().clone();
-                let corner = whole.min + Vec2::new(labels, 0.0);
-                let grid = Rect::from_min_size(corner, Vec2::new(width, high * rows as f32));
-                let cells = Cells {
-                    label: "tokens by layer and expert",
-                    version: self.version,
-                    columns: occupancy.experts,
-                    values: &|| occupancy.counts.iter().map(|count| *count as f32).collect(),
-                    count: occupancy.counts.len(),
-                    scale: (0.0, most.max(1.0)),
-                    map: Map::Magnitude,
-                };
-                let (response, cell) =
-                    self.map
-                        .show(ui, grid, ui.scope_id().with("experts"), &cells);
-                let wide = width / occupancy.experts.max(1) as f32;
-                for (row, layer) in frame.experts.iter().enumerate() {
-                    let top = grid.top() + row as f32 * high;
-                    let at = |x: f32| pos2(x, top + high / 2.0);
-                    let line = Stroke::new(1.0, ui.visuals().panel_fill);
-                    painter.hline(grid.x_range(), top + high, line);
-                    painter.text(
-                        at(grid.left() - 6.0),
-                        Align2::RIGHT_CENTER,
-                        format!("layer {}", layer.layer),
-                        small.clone(),
-                        text,
-                    );
-                    for expert in &layer.experts {
-                        let left = grid.left() + *expert as f32 * wide;
-                        let lane = Rect::from_min_size(
-                            pos2(left, top),
-                            Vec2::new(wide.max(2.0), high - 1.0),
-                        );
-                        let stroke = Stroke::new(2.0, ui.visuals().strong_text_color());
-                        painter.rect_stroke(lane, 1.0, stroke, StrokeKind::Inside);
-                    }
-                    let counts = occupancy.row(row);
-                    let even = match (imbalance(counts), effective_experts(counts)) {
-                        (Some(busiest), Some(used)) => {
-                            format!(
-                                "busiest {} ×, spread over {} of {}",
-                                short(busiest),
-                                short(used),
-                                counts.len()
-                            )
-                        }
-                        _ => String::new(),
-                    };
-                    painter.text(
-                        at(grid.right() + 6.0),
-                        Align2::LEFT_CENTER,
-                        &even,
-                        small.clone(),
-                        weak,
-                    );
-                    let lanes = layer.experts.iter().zip(&layer.weights);
-                    let lanes: Vec<String> = lanes
-                        .map(|(expert, weight)| format!("{expert} ({})", short(f64::from(*weight))))
-                        .collect();
-                    let name = format!(
-                        "layer {}, experts {}, {even}",
-                        layer.layer,
-                        lanes.join(" and ")
-                    );
-                    let rect = Rect::from_min_max(
-                        pos2(grid.right(), top),
-                        pos2(whole.right(), top + high),
-                    );
-                    let row = ui.interact(rect, ui.scope_id().with(("row", row)), Sense::hover());
-                    row.widget_info(|| WidgetInfo::labeled(Role::Label, true, &name));
-                    row.on_hover_text(&name);
-                }
-                let below = pos2(grid.left(), grid.bottom() + 2.0);
-                let axis = format!("experts 0 to {}", occupancy.experts.saturating_sub(1));
-                painter.text(
-                    below,
-                    Align2::LEFT_TOP,
-                    axis,
-                    FontId::proportional(11.0),
-                    weak,
-                );
-                if let Some(cell) = cell
-                    && let Some(layer) = frame.experts.get(cell.row)
-                {
-                    let chosen = layer
-                        .experts
-                        .iter()
-                        .position(|expert| *expert as usize == cell.column);
-                    let weight = chosen.and_then(|at| layer.weights.get(at));
-                    let count = occupancy
-                        .row(cell.row)
-                        .get(cell.column)
-                        .copied()
-                        .unwrap_or(0);
-                    let mut text = format!(
-                        "layer {}, expert {}, {count} tokens",
-                        layer.layer, cell.column
-                    );
-                    if let Some(weight) = weight {
-                        text += &format!(", this token with weight {}", short(f64::from(*weight)));
-                    }
-                    let words = words(history, position, cell);
-                    if !words.is_empty() {
-                        text += &format!("\nmost often: {words}");
-                    }
-                    response.on_hover_text_at_pointer(text);
-                }
+                self.grid(ui, &frame.experts, most, history, position)
             });
     }
+}
+
+/// Width of the layers' names.
+const LABELS: f32 = 52.0;
+
+/// Width of the words beside a row.
+const BESIDE: f32 = 212.0;
+
+impl Experts {
+    /// The map with a row for each layer, and its words.
+    fn grid(
+        &mut self,
+        ui: &mut Ui,
+        layers: &[ExpertTrace],
+        most: f32,
+        history: &History,
+        position: usize,
+    ) {
+        let occupancy = &self.occupancy;
+        let rows = occupancy.layers.len().max(1) as f32;
+        let room = ui.available_size();
+        let width = (room.x - LABELS - BESIDE - 14.0).max(40.0);
+        let high = ((room.y - 22.0) / rows).clamp(10.0, 30.0);
+        let size = Vec2::new(LABELS + width + BESIDE, high * rows + 16.0);
+        let (whole, _) = ui.allocate_exact_size(size, Sense::hover());
+        let corner = whole.min + Vec2::new(LABELS, 0.0);
+        let grid = Rect::from_min_size(corner, Vec2::new(width, high * rows));
+        let cells = Cells {
+            label: "tokens by layer and expert",
+            version: self.version,
+            columns: occupancy.experts,
+            values: &|| occupancy.counts.iter().map(|count| *count as f32).collect(),
+            count: occupancy.counts.len(),
+            scale: (0.0, most.max(1.0)),
+            map: Map::Magnitude,
+        };
+        let (response, cell) = self
+            .map
+            .show(ui, grid, ui.scope_id().with("experts"), &cells);
+        for (row, layer) in layers.iter().enumerate() {
+            let top = grid.top() + row as f32 * high;
+            let lane = Rect::from_x_y_ranges(grid.x_range(), top..=top + high);
+            outline(ui, lane, layer, occupancy.experts);
+            beside(ui, lane, layer, occupancy.row(row));
+        }
+        ui.painter().text(
+            pos2(grid.left(), grid.bottom() + 2.0),
+            Align2::LEFT_TOP,
+            format!("experts 0 to {}", occupancy.experts.saturating_sub(1)),
+            FontId::proportional(11.0),
+            ui.visuals().weak_text_color(),
+        );
+        if let Some(cell) = cell
+            && let Some(layer) = layers.get(cell.row)
+        {
+            let count = occupancy.row(cell.row).get(cell.column);
+            let count = count.copied().unwrap_or(0);
+            let words = words(history, position, cell);
+            response.on_hover_text_at_pointer(hint(layer, cell.column, count, &words));
+        }
+    }
+}
+
+/// A layer's name and line, and the outlines of this token's experts in its row of the map.
+fn outline(ui: &Ui, lane: Rect, layer: &ExpertTrace, experts: usize) {
+    let painter = ui.painter();
+    let line = Stroke::new(1.0, ui.visuals().panel_fill);
+    painter.hline(lane.x_range(), lane.bottom(), line);
+    painter.text(
+        pos2(lane.left() - 6.0, lane.center().y),
+        Align2::RIGHT_CENTER,
+        format!("layer {}", layer.layer),
+        FontId::proportional(lane.height().min(12.0)),
+        ui.visuals().text_color(),
+    );
+    let wide = lane.width() / experts.max(1) as f32;
+    for expert in &layer.experts {
+        let left = pos2(lane.left() + *expert as f32 * wide, lane.top());
+        let cell = Rect::from_min_size(left, Vec2::new(wide.max(2.0), lane.height() - 1.0));
+        let stroke = Stroke::new(2.0, ui.visuals().strong_text_color());
+        painter.rect_stroke(cell, 1.0, stroke, StrokeKind::Inside);
+    }
+}
+
+/// How even a layer's load is, at the right of its row; hovering also names this token's experts.
+fn beside(ui: &Ui, lane: Rect, layer: &ExpertTrace, counts: &[u32]) {
+    let even = match (imbalance(counts), effective_experts(counts)) {
+        (Some(busiest), Some(used)) => format!(
+            "busiest {} ×, spread over {} of {}",
+            short(busiest),
+            short(used),
+            counts.len()
+        ),
+        _ => String::new(),
+    };
+    ui.painter().text(
+        pos2(lane.right() + 6.0, lane.center().y),
+        Align2::LEFT_CENTER,
+        &even,
+        FontId::proportional(lane.height().min(12.0)),
+        ui.visuals().weak_text_color(),
+    );
+    let chosen = layer.experts.iter().zip(&layer.weights);
+    let chosen: Vec<String> = chosen
+        .map(|(expert, weight)| format!("{expert} ({})", short(f64::from(*weight))))
+        .collect();
+    let name = format!(
+        "layer {}, experts {}, {even}",
+        layer.layer,
+        chosen.join(" and ")
+    );
+    let rect = Rect::from_min_size(lane.right_top(), Vec2::new(BESIDE, lane.height()));
+    let id = ui.scope_id().with(("row", layer.layer));
+    let response = ui.interact(rect, id, Sense::hover());
+    response.widget_info(|| WidgetInfo::labeled(Role::Label, true, &name));
+    response.on_hover_text(&name);
+}
+
+/// The text at the pointer on a layer's expert: how many tokens it got, and this token's weight if it is among them.
+fn hint(layer: &ExpertTrace, expert: usize, count: u32, words: &str) -> String {
+    let chosen = layer.experts.iter().position(|at| *at as usize == expert);
+    let weight = chosen.and_then(|at| layer.weights.get(at));
+    let mut text = format!("layer {}, expert {expert}, {count} tokens", layer.layer);
+    if let Some(weight) = weight {
+        text += &format!(", this token with weight {}", short(f64::from(*weight)));
+    }
+    if !words.is_empty() {
+        text += &format!("\nmost often: {words}");
+    }
+    text
 }

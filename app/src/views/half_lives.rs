@@ -144,63 +144,81 @@ impl View for HalfLives {
             Against::Layer => "all heads of the layer",
             Against::All => "all KDA layers",
         };
-        let colours = context.colours;
-        let grey = colours.faint.gamma_multiply(0.45);
-        // The legend: inside the plot it would cover the bars of a small panel.
-        let mut legend = |colour: Color32, text: String| {
-            ui.horizontal(|ui| {
-                ui.spacing_mut().item_spacing.x = 6.0;
-                let (square, _) = ui.allocate_exact_size(Vec2::splat(9.0), Sense::hover());
-                ui.painter().rect_filled(square, 1.0, colour);
-                ui.add(egui::Label::new(text).wrap());
-            });
-        };
-        legend(colours.kda, format!("this head, {}", mine.sentence()));
-        legend(grey, format!("{against}, {}", others.sentence()));
-        legend(
-            colours.accent,
-            format!("the conversation so far, {} tokens", position + 1),
-        );
-        let bars = |group: &Group, width: f64, colour: Color32| -> Vec<Bar> {
-            let first = f64::from(DECADES.0);
-            let middle = |bin: usize| first + (bin as f64 + 0.5) / PER_DECADE as f64;
-            let bar = |(bin, share): (usize, &f64)| {
-                Bar::new(middle(bin), 100.0 * share)
-                    .width(width / PER_DECADE as f64)
-                    .fill(colour)
-            };
-            group.shares.iter().enumerate().map(bar).collect()
-        };
+        let grey = context.colours.faint.gamma_multiply(0.45);
+        let lines = [
+            (
+                context.colours.kda,
+                format!("this head, {}", mine.sentence()),
+            ),
+            (grey, format!("{against}, {}", others.sentence())),
+            (
+                context.colours.accent,
+                format!("the conversation so far, {} tokens", position + 1),
+            ),
+        ];
+        for (colour, text) in lines {
+            legend(ui, colour, text);
+        }
+        let back = BarChart::new(against, bars(others, 0.96, grey)).color(grey);
+        let front = bars(mine, 0.5, context.colours.kda);
+        let front = BarChart::new("this head", front).color(context.colours.kda);
+        let here = VLine::new("this token", ((position + 1) as f64).log10());
+        let here = here.color(context.colours.accent);
         let shares = mine.shares.iter().chain(&others.shares);
         let highest = shares.fold(0.0_f64, |most, share| most.max(*share));
-        let back = BarChart::new(against, bars(others, 0.96, grey)).color(grey);
-        let front = BarChart::new("this head", bars(mine, 0.5, colours.kda)).color(colours.kda);
-        let high = ui.available_height() > 150.0;
-        Plot::new("half-lives")
-            .allow_zoom(false)
-            .allow_drag(false)
-            .allow_scroll(false)
-            .allow_boxed_zoom(false)
-            .allow_double_click_reset(false)
-            .default_x_bounds(f64::from(DECADES.0), f64::from(DECADES.1) + 0.2)
-            .include_y(0.0)
-            .include_y(105.0 * highest)
-            .custom_x_axes(vec![
-                AxisHints::new_x()
-                    .label("half-life in tokens")
-                    .label_spacing(Rangef::new(20.0, 34.0))
-                    .formatter(|mark, _| decade(mark.value)),
-            ])
-            .y_axis_label(if high { "% of channels" } else { "%" })
-            .x_grid_spacer(decades)
-            .show_crosshair(false)
-            .show(ui, |plot| {
-                plot.bar_chart(back);
-                plot.bar_chart(front);
-                let here = VLine::new("this token", ((position + 1) as f64).log10());
-                plot.vline(here.color(colours.accent).style(LineStyle::dashed_dense()));
-            });
+        plot(ui, highest, [back, front], here);
     }
+}
+
+/// A line of the legend: inside the plot it would cover the bars of a small panel.
+fn legend(ui: &mut Ui, colour: Color32, text: String) {
+    ui.horizontal(|ui| {
+        ui.spacing_mut().item_spacing.x = 6.0;
+        let (square, _) = ui.allocate_exact_size(Vec2::splat(9.0), Sense::hover());
+        ui.painter().rect_filled(square, 1.0, colour);
+        ui.add(egui::Label::new(text).wrap());
+    });
+}
+
+/// A bar for each bin; `width` is relative to the bin's.
+fn bars(group: &Group, width: f64, colour: Color32) -> Vec<Bar> {
+    let first = f64::from(DECADES.0);
+    let middle = |bin: usize| first + (bin as f64 + 0.5) / PER_DECADE as f64;
+    let bar = |(bin, share): (usize, &f64)| {
+        Bar::new(middle(bin), 100.0 * share)
+            .width(width / PER_DECADE as f64)
+            .fill(colour)
+    };
+    group.shares.iter().enumerate().map(bar).collect()
+}
+
+/// The plot, as high as a bar of the share `highest` needs, with a dashed line at the token.
+fn plot(ui: &mut Ui, highest: f64, charts: [BarChart; 2], here: VLine) {
+    let high = ui.available_height() > 150.0;
+    Plot::new("half-lives")
+        .allow_zoom(false)
+        .allow_drag(false)
+        .allow_scroll(false)
+        .allow_boxed_zoom(false)
+        .allow_double_click_reset(false)
+        .default_x_bounds(f64::from(DECADES.0), f64::from(DECADES.1) + 0.2)
+        .include_y(0.0)
+        .include_y(105.0 * highest)
+        .custom_x_axes(vec![
+            AxisHints::new_x()
+                .label("half-life in tokens")
+                .label_spacing(Rangef::new(20.0, 34.0))
+                .formatter(|mark, _| decade(mark.value)),
+        ])
+        .y_axis_label(if high { "% of channels" } else { "%" })
+        .x_grid_spacer(decades)
+        .show_crosshair(false)
+        .show(ui, |plot| {
+            for chart in charts {
+                plot.bar_chart(chart);
+            }
+            plot.vline(here.style(LineStyle::dashed_dense()));
+        });
 }
 
 /// Grid lines at whole powers of ten within the bounds; the axis is logarithmic.

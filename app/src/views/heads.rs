@@ -1,8 +1,8 @@
 //! The map of all heads: KDA layers coloured by one statistic of their states, with the MLA layers between them.
 
 use eframe::egui::{
-    self, Align2, Color32, CornerRadius, FontId, Rect, Role, ScrollArea, Sense, Stroke, StrokeKind,
-    Ui, Vec2, WidgetInfo,
+    self, Align2, Color32, CornerRadius, FontId, Pos2, Rect, Role, ScrollArea, Sense, Stroke,
+    StrokeKind, Ui, Vec2, WidgetInfo,
 };
 use kimi_linear::config::Attention;
 use kimi_linear::model::{TraceFrame, TraceHead};
@@ -301,123 +301,115 @@ impl Heads {
             return;
         };
         let config = &model.config;
-        let rows = config.layers.len().max(1);
+        let rows = config.layers.len().max(1) as f32;
         let columns = config.kda_num_heads.max(config.num_attention_heads).max(1);
-        let labels = 58.0;
         let room = ui.available_size();
-        let wide = ((room.x - labels - 14.0) / columns as f32).clamp(6.0, 64.0);
-        let high = ((room.y - 22.0) / rows as f32).clamp(9.0, 34.0);
-        let small = FontId::proportional(high.min(12.0));
-        let text = ui.visuals().text_color();
+        let wide = ((room.x - LABELS - 14.0) / columns as f32).clamp(6.0, 64.0);
+        let high = ((room.y - 22.0) / rows).clamp(9.0, 34.0);
         ScrollArea::both()
             .id_salt("map")
             .auto_shrink(false)
             .show(ui, |ui| {
-                let size = Vec2::new(labels + wide * columns as f32, high * rows as f32 + 16.0);
+                let size = Vec2::new(LABELS + wide * columns as f32, high * rows + 16.0);
                 let (whole, _) = ui.allocate_exact_size(size, Sense::hover());
-                let painter = ui.painter().clone();
                 for (layer, kind) in config.layers.iter().enumerate() {
-                    let top = whole.top() + layer as f32 * high;
+                    let row = Rect::from_min_size(
+                        whole.min + Vec2::new(LABELS, layer as f32 * high),
+                        Vec2::new(wide, high),
+                    );
                     let is_kda = kind.attention == Attention::Kda;
-                    let (colour, kind) = if is_kda {
-                        (text, "KDA")
+                    let (colour, kind, heads) = if is_kda {
+                        (ui.visuals().text_color(), "KDA", config.kda_num_heads)
                     } else {
-                        (context.colours.mla, "MLA")
+                        (context.colours.mla, "MLA", config.num_attention_heads)
                     };
-                    let at = egui::pos2(whole.left() + labels - 6.0, top + high / 2.0);
-                    painter.text(
-                        at,
+                    ui.painter().text(
+                        egui::pos2(row.left() - 6.0, row.center().y),
                         Align2::RIGHT_CENTER,
                         format!("{layer} {kind}"),
-                        small.clone(),
+                        FontId::proportional(high.min(12.0)),
                         colour,
                     );
-                    let heads = if is_kda {
-                        config.kda_num_heads
-                    } else {
-                        config.num_attention_heads
-                    };
                     for head in 0..heads {
-                        let corner = egui::pos2(whole.left() + labels + head as f32 * wide, top);
-                        let cell = Rect::from_min_size(corner, Vec2::new(wide - 1.5, high - 1.5));
-                        let number = self
-                            .numbers
-                            .get(layer)
-                            .and_then(|heads| heads.get(head))
-                            .copied();
-                        let round = CornerRadius::same(2);
-                        match number {
-                            Some(number) => {
-                                let place = self.statistic.place(number, self.scale);
-                                let fill = Map::Magnitude.colour(place);
-                                painter.rect_filled(cell, round, fill);
-                                self.line(&painter, cell, layer, head, text_on(fill));
-                            }
-                            None => {
-                                let colour = if is_kda {
-                                    context.colours.faint
-                                } else {
-                                    context.colours.mla
-                                };
-                                let stroke = Stroke::new(1.0, colour.gamma_multiply(0.7));
-                                painter.rect_stroke(cell, round, stroke, StrokeKind::Inside);
-                            }
-                        }
-                        let this = Some(TraceHead { layer, head });
-                        let selected =
-                            this == context.selection.kda || this == context.selection.mla;
-                        let response =
-                            ui.interact(cell, ui.scope_id().with((layer, head)), Sense::click());
-                        if selected || response.hovered() {
-                            let stroke = Stroke::new(
-                                if selected { 2.5 } else { 1.0 },
-                                ui.visuals().strong_text_color(),
-                            );
-                            painter.rect_stroke(cell, round, stroke, StrokeKind::Outside);
-                        }
-                        let name = || match number {
-                            Some(number) => format!(
-                                "layer {layer}, head {head}, {} {}",
-                                self.statistic.name(),
-                                short(f64::from(number))
-                            ),
-                            None if is_kda => format!("layer {layer}, head {head}"),
-                            None => format!("layer {layer}, attention head {head}"),
-                        };
-                        response.widget_info(|| {
-                            WidgetInfo::selected(Role::Button, true, selected, name())
-                        });
-                        if response.clicked() {
-                            if is_kda {
-                                context.selection.kda = this;
-                            } else {
-                                context.selection.mla = this;
-                            }
-                        }
-                        if response.hovered() {
-                            response.on_hover_text_at_pointer(name());
-                        }
+                        let rect = row.translate(Vec2::new(head as f32 * wide, 0.0));
+                        let rect = Rect::from_min_size(rect.min, rect.size() - Vec2::splat(1.5));
+                        self.head(ui, context, rect, TraceHead { layer, head }, is_kda);
                     }
                 }
-                // Numbers below the columns, or below every few if they are narrow.
-                let each = (18.0 / wide).ceil().max(1.0) as usize;
-                for head in (0..columns).step_by(each) {
-                    let x = whole.left() + labels + (head as f32 + 0.5) * wide;
-                    let below = egui::pos2(x, whole.top() + high * rows as f32 + 2.0);
-                    let colour = context.colours.faint;
-                    painter.text(below, Align2::CENTER_TOP, head, small.clone(), colour);
-                }
-                let corner = egui::pos2(
-                    whole.left() + labels - 6.0,
-                    whole.top() + high * rows as f32 + 2.0,
-                );
-                painter.text(
-                    corner,
-                    Align2::RIGHT_TOP,
-                    "head",
-                    small.clone(),
-                    context.colours.faint,
-                );
+                let corner = whole.min + Vec2::new(LABELS, high * rows + 2.0);
+                let font = FontId::proportional(high.min(12.0));
+                numbers(ui, corner, columns, wide, &font, context.colours.faint);
             });
     }
+
+    /// One head's cell.
+    fn head(
+        &self,
+        ui: &Ui,
+        context: &mut ViewContext<'_>,
+        cell: Rect,
+        this: TraceHead,
+        is_kda: bool,
+    ) {
+        let TraceHead { layer, head } = this;
+        let number = self.numbers.get(layer).and_then(|heads| heads.get(head));
+        let (painter, round) = (ui.painter(), CornerRadius::same(2));
+        if let Some(number) = number {
+            let fill = Map::Magnitude.colour(self.statistic.place(*number, self.scale));
+            painter.rect_filled(cell, round, fill);
+            self.line(painter, cell, layer, head, text_on(fill));
+        } else {
+            let colour = if is_kda {
+                context.colours.faint
+            } else {
+                context.colours.mla
+            };
+            let stroke = Stroke::new(1.0, colour.gamma_multiply(0.7));
+            painter.rect_stroke(cell, round, stroke, StrokeKind::Inside);
+        }
+        let chosen = [context.selection.kda, context.selection.mla];
+        let selected = chosen.contains(&Some(this));
+        let response = ui.interact(cell, ui.scope_id().with((layer, head)), Sense::click());
+        if selected || response.hovered() {
+            let width = if selected { 2.5 } else { 1.0 };
+            let stroke = Stroke::new(width, ui.visuals().strong_text_color());
+            painter.rect_stroke(cell, round, stroke, StrokeKind::Outside);
+        }
+        let name = || match number {
+            Some(number) => format!(
+                "layer {layer}, head {head}, {} {}",
+                self.statistic.name(),
+                short(f64::from(*number))
+            ),
+            None if is_kda => format!("layer {layer}, head {head}"),
+            None => format!("layer {layer}, attention head {head}"),
+        };
+        response.widget_info(|| WidgetInfo::selected(Role::Button, true, selected, name()));
+        if response.clicked() {
+            if is_kda {
+                context.selection.kda = Some(this);
+            } else {
+                context.selection.mla = Some(this);
+            }
+        }
+        if response.hovered() {
+            response.on_hover_text_at_pointer(name());
+        }
+    }
+}
+
+/// Width of the layers' names.
+const LABELS: f32 = 58.0;
+
+/// Numbers of heads below the columns, or below every few if they are narrow.
+fn numbers(ui: &Ui, corner: Pos2, columns: usize, wide: f32, font: &FontId, colour: Color32) {
+    let each = (18.0 / wide).ceil().max(1.0) as usize;
+    for head in (0..columns).step_by(each) {
+        let below = corner + Vec2::new((head as f32 + 0.5) * wide, 0.0);
+        ui.painter()
+            .text(below, Align2::CENTER_TOP, head, font.clone(), colour);
+    }
+    let corner = corner - Vec2::new(6.0, 0.0);
+    ui.painter()
+        .text(corner, Align2::RIGHT_TOP, "head", font.clone(), colour);
 }

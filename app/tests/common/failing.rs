@@ -1,4 +1,4 @@
-//! The CPU as a device that can be told to go away.
+//! The CPU as a device that a test can make unavailable.
 #![allow(missing_docs, unreachable_pub)]
 
 use std::sync::Arc;
