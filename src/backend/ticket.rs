@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_does_so_on_its_own_thread() {
+    fn a_wait_blocks_the_thread_of_its_caller() {
         let (ticket, device) = ticket();
         assert_eq!(ticket.wait(), Ok(7));
         assert_eq!(*device.waited.lock().unwrap(), [thread::current().id()]);

@@ -53,7 +53,7 @@ pub enum Error {
     #[cfg(feature = "transfer")]
     #[error(transparent)]
     Transfer(#[from] TransferError),
-    /// A request failed in the engine, which others may have been told as well.
+    /// A request failed in the engine; other requests may have got the same error.
     #[error(transparent)]
     Failed(std::sync::Arc<Error>),
     /// Loading a model was stopped by its caller.

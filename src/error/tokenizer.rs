@@ -237,9 +237,9 @@ pub enum TokenizerError {
         kind: String,
     },
     /// The rendered chat holds a control token that the template does not spell out: it put it together from pieces, so
-    /// that it cannot be told from a forged one.
+    /// that it cannot be distinguished from a forged one.
     #[error(
-        "the rendered chat holds the control token {name:?}, which the chat template does not spell out: it cannot be told from text"
+        "the rendered chat holds the control token {name:?}, which the chat template does not spell out: it cannot be distinguished from text"
     )]
     AssembledControl {
         /// The control token.

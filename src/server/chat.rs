@@ -29,9 +29,9 @@ pub(super) struct ChatFields {
     max_completion_tokens: Option<Whole>,
     /// The same, under its older name.
     max_tokens: Option<Whole>,
-    /// Whether the log-probabilities of the answer's tokens are told.
+    /// Whether the answer has the log-probabilities of its tokens.
     logprobs: Option<bool>,
-    /// The likeliest tokens that are told beside each one, at most 20.
+    /// The number of likeliest tokens listed at each position, at most 20.
     top_logprobs: Option<Whole>,
     /// Whether reasoning is sent, if the server separates it; the default is true.
     include_reasoning: Option<bool>,
@@ -149,13 +149,13 @@ struct Chats {
     /// The call's, for the log.
     id: String,
     answers: Vec<Said>,
-    /// The likeliest tokens that are told of each one; `None` where nothing is told.
+    /// The number of likeliest tokens listed at each position; `None` without log-probabilities.
     logprobs: Option<usize>,
     /// Whether answers have fields for reasoning.
     include_reasoning: bool,
     /// The same of the prompt's tokens.
     prompt_logprobs: Option<usize>,
-    /// How likely the prompt's tokens after the first are, where that is told.
+    /// The log-probabilities of the prompt's tokens after the first, if they were requested.
     scores: Vec<TokenLogprobs>,
     return_ids: bool,
     prompt_ids: Vec<u32>,
@@ -197,8 +197,8 @@ impl Shape for Chats {
     fn more(&self) -> Option<(&'static str, Value)> {
         let tokenizer = self.service.tokenizer();
         let most = self.prompt_logprobs?;
-        let told = logprobs::prompt(tokenizer, &self.prompt_ids, &self.scores, most);
-        Some(("prompt_logprobs", told))
+        let scored = logprobs::prompt(tokenizer, &self.prompt_ids, &self.scores, most);
+        Some(("prompt_logprobs", scored))
     }
 
     fn opening(&self, index: usize) -> Option<Value> {

@@ -41,7 +41,7 @@ pub(super) struct CompletionFields {
     echo: Option<bool>,
     /// Whether control tokens that a text spells are read as such.
     parse_special: Option<bool>,
-    /// The likeliest tokens that are told beside each one, at most 20.
+    /// The number of likeliest tokens listed at each position, at most 20.
     logprobs: Option<Whole>,
     /// The same as `n`: answers are not chosen among.
     best_of: Option<Whole>,
@@ -183,7 +183,7 @@ struct Texts {
     scores: Vec<Vec<TokenLogprobs>>,
     echo: bool,
     skip_special: bool,
-    /// The likeliest tokens that are told of each one; `None` where nothing is told.
+    /// The number of likeliest tokens listed at each position; `None` without log-probabilities.
     logprobs: Option<usize>,
     /// The same of the prompt's tokens.
     prompt_logprobs: Option<usize>,
@@ -272,8 +272,8 @@ impl Shape for Texts {
         }
         if let Some(most) = self.prompt_logprobs {
             let (tokenizer, scores) = (self.service.tokenizer(), &self.scores[prompt]);
-            let told = logprobs::prompt(tokenizer, &self.prompts[prompt], scores, most);
-            choice["prompt_logprobs"] = told;
+            let scored = logprobs::prompt(tokenizer, &self.prompts[prompt], scores, most);
+            choice["prompt_logprobs"] = scored;
         }
         choice
     }

@@ -58,7 +58,7 @@ impl ApiError {
         Self::invalid(message).code("context_length_exceeded")
     }
 
-    /// A prompt that was not encoded to its end, because it cannot fit the context.
+    /// A prompt that is too long for the context whatever its last part encodes to.
     pub(super) fn past_context(context: usize) -> Self {
         let message = format!(
             "This model's maximum context length is {context} tokens. However, your messages resulted in more than that. Please reduce the length of the messages."
@@ -85,12 +85,12 @@ impl ApiError {
         Self::new(status, "invalid_request_error", message).code("request_too_large")
     }
 
-    /// What nobody may do from there.
+    /// A request that is refused because of where it comes from.
     pub(super) fn forbidden(message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, "permission_error", message)
     }
 
-    /// A body that is not said to be JSON.
+    /// A body whose content type is not JSON.
     pub(super) fn media_type(message: impl Into<String>) -> Self {
         let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
         Self::new(status, "invalid_request_error", message).code("unsupported_media_type")
@@ -117,7 +117,7 @@ impl ApiError {
         error
     }
 
-    /// Caches that did not come from another server.
+    /// Caches that could not be received from another server.
     pub(super) fn transfer(message: impl Into<String>) -> Self {
         let status = StatusCode::BAD_GATEWAY;
         Self::new(status, "kv_transfer_error", message).code("kv_load_failed")

@@ -1,4 +1,4 @@
-//! A JSON body, field by field: each is taken by name and type, and fields that remain are refused by name.
+//! A JSON body as a set of fields. Fields are taken by name and type; those that remain are refused by name.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use super::error::{ApiError, Result};
 use super::strict;
 use crate::config::kind;
 
-/// Fields of well-known clients that change no answer: what they, their routers and their logs keep books with.
+/// Fields of well-known clients that change no answer: tracking and billing data of clients, routers and logs.
 const BOOKKEEPING: [&str; 30] = [
     "user",
     "safety_identifier",
@@ -107,7 +107,7 @@ impl Fields {
         text.map(|text| typed_text(name, &text)).transpose()
     }
 
-    /// Takes all fields that a struct has; null is as if they were missing.
+    /// Takes all fields that a struct has; null counts as missing.
     pub(super) fn part<T: DeserializeOwned + JsonSchema>(&mut self) -> Result<T> {
         let mut text = b"{".to_vec();
         for name in field_names::<T>() {
@@ -152,7 +152,7 @@ impl Fields {
         self.map.get(name).is_some_and(|text| text != NULL)
     }
 
-    /// Refuses a field that this server has no use for unless it has one of these values, or is missing.
+    /// Refuses a field that is not implemented, unless it is missing or has one of these values.
     pub(super) fn only(&mut self, name: &str, values: &[Value], why: &str) -> Result<()> {
         match self.take::<Value>(name)? {
             Some(value) if !values.contains(&value) => {
@@ -185,7 +185,7 @@ impl Fields {
 /// The text of a field without a value.
 const NULL: &[u8] = b"null";
 
-/// What is said of a text that serde_json cannot read.
+/// The error message for a text that serde_json cannot read.
 const BROKEN_ESCAPE: &str = "a text in the body has a `\\u` escape that is no whole character: half of a surrogate pair, or not four hexadecimal digits";
 
 /// serde_json's message misses the other half of a pair where it is missing.
@@ -200,7 +200,7 @@ fn unknown(path: &str) -> ApiError {
     ApiError::field(&path, message).code("unknown_parameter")
 }
 
-/// What a body is that does not begin as an object does; `None` if it does, or is no JSON.
+/// The kind of a JSON body that is not an object; `None` if it is one, or is not JSON.
 fn not_an_object(body: &[u8]) -> Option<&'static str> {
     let first = body.iter().find(|byte| !byte.is_ascii_whitespace())?;
     let like = match first {
@@ -221,7 +221,7 @@ pub(super) fn without_bookkeeping(value: &mut Value, names: &[&str]) {
     }
 }
 
-/// A whole number. Clients that have no integers write it with a fraction of zero.
+/// A whole number. Clients without an integer type write it with a fraction of zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Whole(pub(super) i128);
 
@@ -297,7 +297,7 @@ pub(super) fn count(
     }
 }
 
-/// A field that has to be there.
+/// A required field.
 pub(super) fn needed<T>(name: &str, value: Option<T>) -> Result<T> {
     let missing =
         || ApiError::field(name, format!("`{name}` is missing")).code("missing_required_parameter");
@@ -312,7 +312,7 @@ fn field_names<T: DeserializeOwned>() -> &'static [&'static str] {
     names
 }
 
-/// Takes a struct's names where it asks for its fields.
+/// A deserializer that records the names of the fields that a struct asks for.
 struct Names<'a>(&'a mut &'static [&'static str]);
 
 impl<'de> Deserializer<'de> for Names<'_> {
@@ -348,7 +348,7 @@ fn out_of_range(
     ApiError::field(name, message).code("invalid_value")
 }
 
-/// Reads a value as a type; what is wrong is told with the path to it, which begins with `name` unless that is empty.
+/// Reads a value as a type; an error contains the path of the field, which begins with `name` unless that is empty.
 pub(super) fn typed<T: DeserializeOwned>(name: &str, value: Value) -> Result<T> {
     serde_path_to_error::deserialize(value).map_err(|error| mistyped(name, &error))
 }

@@ -1,4 +1,4 @@
-//! Counts the requests that are being answered, and closes behind the last: a shutdown finishes or refuses, it never cuts.
+//! Counts the requests in progress. A shutdown closes the gate: later requests are refused, earlier ones are finished.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,12 +7,12 @@ use tokio::sync::watch;
 
 use super::error::{ApiError, Result};
 
-/// Where requests come in.
+/// The gate that every request passes.
 #[derive(Debug)]
 pub(super) struct Gate {
     inside: watch::Sender<usize>,
     closed: watch::Sender<bool>,
-    /// Whether connections are to end, whatever is on its way over them.
+    /// Whether connections end now, even with a request or an answer in progress.
     over: watch::Sender<bool>,
     /// Number of connections and requests so far.
     seen: AtomicU64,
@@ -38,10 +38,10 @@ impl Gate {
         })
     }
 
-    /// Lets a request in, unless it is closed.
+    /// Admits a request, unless the gate is closed.
     pub(super) fn enter(self: &Arc<Self>) -> Result<Inside> {
         self.see();
-        // Counted first: whoever closes it and then waits sees everyone who was let in.
+        // Counted first, so that a thread that closes the gate and then waits sees every request that was admitted.
         self.inside.send_modify(|inside| *inside += 1);
         let inside = Inside(Arc::clone(self));
         if self.is_closed() {
@@ -60,7 +60,7 @@ impl Gate {
         self.seen.load(Ordering::Relaxed)
     }
 
-    /// How many are inside.
+    /// Number of requests in progress.
     pub(super) fn count(&self) -> usize {
         *self.inside.borrow()
     }
@@ -88,7 +88,7 @@ impl Gate {
         let _ = self.over.subscribe().wait_for(|over| *over).await;
     }
 
-    /// Waits until nobody is inside.
+    /// Waits until no request is in progress.
     pub(super) async fn empty(&self) {
         // It ends with an error only if the sender is gone, and that is here.
         let _ = self

@@ -1,9 +1,9 @@
-//! Which web pages may ask: browsers send what any page tells them to, with the rights of whoever sits before them.
+//! Which web pages may send requests: a browser sends what any page asks for, with the rights of its user.
 //!
-//! Answers are read by pages of the allowed origins alone (CORS). A page of another origin may not even ask: what it sends as
-//! plain text would be answered, though it could not read it. And a server that only this machine reaches, and that needs no
-//! key, is asked for by this machine's names alone: a page may have its own name lead to 127.0.0.1 (DNS rebinding), and
-//! would be of the same origin then.
+//! Only pages of the allowed origins can read answers (CORS). Requests from pages of other origins are refused as well: otherwise
+//! one sent as plain text would be answered, although the page could not read the answer. A server without a key that listens on
+//! this machine only accepts requests whose host is a name of this machine: a page can make its own name resolve to 127.0.0.1
+//! (DNS rebinding), and would then have the same origin.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,14 +45,14 @@ pub(super) fn cors(origins: &Origins) -> CorsLayer {
         .max_age(Duration::from_secs(600))
 }
 
-/// Refuses what a page may have sent that must not.
+/// Refuses requests that a page of an origin that is not allowed may have sent.
 pub(super) async fn guard(
     State(shared): State<Arc<Shared>>,
     request: Request,
     next: Next,
 ) -> Result<Response> {
     let (headers, options) = (request.headers(), &shared.options);
-    // Whoever has a key is no page's victim.
+    // A page cannot know the key, so a request with a key is not forged by a page.
     if options.api_keys.is_empty() {
         if shared.local {
             check_host(host(&request), &options.hosts)?;
@@ -67,7 +67,7 @@ pub(super) async fn guard(
     Ok(next.run(request).await)
 }
 
-/// Whom the request is for.
+/// The host that the request names.
 fn host(request: &Request) -> Option<&str> {
     let own = request.headers().get(header::HOST);
     let own = own.map(|host| host.to_str().unwrap_or_default());
@@ -116,7 +116,7 @@ fn check_origin(headers: &HeaderMap, host: Option<&str>, allowed: &Origins) -> R
     Err(ApiError::forbidden(message).code("origin_not_allowed"))
 }
 
-/// Bodies are JSON, and say so where they say anything: a page may send plain text anywhere without asking first.
+/// Refuses a body with a content type other than JSON: a page may send plain text to any server without a preflight request.
 fn check_content_type(headers: &HeaderMap) -> Result<()> {
     let Some(kind) = headers.get(header::CONTENT_TYPE) else {
         return Ok(());

@@ -16,7 +16,7 @@ const END: &str = "</think>";
 pub(super) const MARKERS: [&str; 2] = [BEGIN, END];
 
 /// vLLM's parsers of reasoning between these markers, and whether an answer begins with reasoning where neither the prompt nor
-/// the answer has a first marker. DeepSeek-V3.1 answers without reasoning unless its template is told to think.
+/// the answer has a first marker. DeepSeek-V3.1 answers without reasoning unless its template's `thinking` is set.
 const PARSERS: [(&str, bool); 10] = [
     ("deepseek_r1", true),
     ("deepseek_v3", false),
@@ -87,7 +87,7 @@ pub(super) struct Separated {
 
 impl Reasoning {
     /// The state at the beginning of an answer to this prompt. Templates write a marker at the prompt's end, after the last
-    /// control token. `switch` is what the client told the template about thinking; `continues` is set if the answer continues
+    /// control token. `switch` is what the client set for thinking in the template; `continues` is set if the answer continues
     /// a message.
     pub(super) fn new(
         parser: ReasoningParser,
@@ -231,7 +231,7 @@ impl Reasoning {
     }
 }
 
-/// What a client told the template about thinking.
+/// What a client set for thinking in the template.
 pub(super) fn switch(kwargs: &serde_json::Map<String, serde_json::Value>) -> Option<bool> {
     let mut given = SWITCHES
         .iter()

@@ -1,5 +1,5 @@
-//! Answers to one call, sent whole or as they come: the way from the engine's outputs to bodies and streams, which is one
-//! for all protocols. They differ in what they send, which is a [`Protocol`].
+//! Answers to one call, as a body or a stream: from the engine's outputs to responses, the same for all protocols. A
+//! [`Protocol`] formats them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,27 +23,27 @@ use super::usage::Total;
 use crate::engine::{Event, FinishReason, Output, OutputProcessor, Request, Scored, TokenLogprobs};
 use crate::tokenizer::ToolCallEvent;
 
-/// The header of an answer that does not follow its schema; its value says where and why.
+/// The header of an answer that does not conform to its schema; its value is the path and the reason.
 pub(super) const SCHEMA_VIOLATION: HeaderName = HeaderName::from_static("x-schema-violation");
 
-/// What became known of one answer.
+/// A new part of one answer.
 pub(super) struct Part {
-    /// Which one: those to the first prompt, those to the second, ...
+    /// Index of the answer: those to the first prompt, then those to the second, and so on.
     pub(super) index: usize,
     /// Reasoning, which comes before the other text.
     pub(super) reasoning: String,
     pub(super) deltas: Vec<ToolCallEvent>,
     pub(super) token: Option<(u32, Option<TokenLogprobs>)>,
-    /// Why the answer ended, in OpenAI's words.
+    /// The `finish_reason`, as OpenAI names it.
     pub(super) reason: Option<&'static str>,
     /// The request's own stop that ended it: a string, or a token's id.
     pub(super) stop: Option<Value>,
 }
 
-/// What a protocol sends of the answers to one call. It is told everything in order, and asked for a stream's data on the
-/// way or for a body at the end.
+/// Formats the answers to one call in a protocol. It receives every event in order, and returns the data of a stream for each, or a
+/// body at the end.
 pub(super) trait Protocol: Send + 'static {
-    /// What a stream begins with, before anything of an answer is known.
+    /// The data that a stream begins with, before the first part of an answer.
     fn begin(&mut self, _so_far: &SoFar) -> Vec<Data> {
         Vec::new()
     }
@@ -51,35 +51,35 @@ pub(super) trait Protocol: Send + 'static {
     /// Takes scores of a prompt, counted from 0.
     fn scored(&mut self, _prompt: usize, _scored: Scored) {}
 
-    /// Takes a part of an answer; gives what a stream tells of it.
+    /// Takes a part of an answer; returns a stream's data for it.
     fn part(&mut self, part: Part, so_far: &SoFar) -> Vec<Data>;
 
-    /// What a stream ends with, after all answers.
+    /// The data that a stream ends with, after all answers.
     fn end(&mut self, so_far: &SoFar) -> Vec<Data>;
 
-    /// What a stream ends with where the request failed.
+    /// The data that a stream ends with if the request failed.
     fn failed(&mut self, error: &ApiError, so_far: &SoFar) -> Vec<Data>;
 
-    /// The body of answers that are sent whole, after all of them.
+    /// The body of a response that is not streamed, after all answers.
     fn body(&mut self, so_far: &SoFar) -> Value;
 
-    /// What a stream sends where nothing has come for a while, so that proxies keep the connection.
+    /// The data that a stream sends after a pause, so that proxies keep the connection.
     fn keep_alive() -> KeepAlive {
         KeepAlive::new()
     }
 }
 
-/// What all protocols tell of a call and of its answers so far.
+/// Id, time and token counts of a call, which all protocols send.
 pub(super) struct SoFar {
     pub(super) service: Arc<Service>,
     /// The call's id.
     pub(super) id: String,
-    /// Seconds since 1970 when it came.
+    /// Seconds since 1970 when the call was received.
     pub(super) created: u64,
     pub(super) total: Total,
-    /// How many answers there are.
+    /// Number of answers.
     pub(super) answers: usize,
-    /// Where the prompt's caches are, where they go elsewhere.
+    /// The address of the prompt's caches, if they are sent to another server.
     pub(super) kv_transfer_params: Option<Value>,
 }
 
@@ -88,35 +88,35 @@ struct Responder<P> {
     protocol: P,
     so_far: SoFar,
     answers: Answers,
-    /// Of each answer, whether it has begun a tool call.
+    /// For each answer, whether it has begun a tool call.
     called: Vec<bool>,
-    /// Of each answer, what separates its reasoning, if that is wanted.
+    /// For each answer, the splitter of its reasoning, with a reasoning parser.
     reasoning: Vec<Option<Reasoning>>,
-    /// What complete answers are checked for.
+    /// The schemas that complete answers are checked against.
     checks: Option<Arc<SchemaChecks>>,
-    /// Of each answer, what it says so far, if that is checked.
+    /// For each answer, its text so far, if it is checked.
     drafts: Vec<Draft>,
-    /// The first way in which an answer does not follow its schema.
+    /// The first violation of a schema that was found.
     violation: Option<String>,
-    /// Answers to one prompt.
+    /// Number of answers to each prompt.
     samples: usize,
-    /// Answers that are still to finish.
+    /// Number of unfinished answers.
     left: usize,
-    /// What is to be sent.
+    /// Data not yet sent.
     ready: VecDeque<Data>,
 }
 
-/// How answers are read.
+/// How tokens become parts of answers.
 pub(super) struct Reader {
     /// Tokens to text and tool calls.
     pub(super) processor: OutputProcessor,
-    /// What separates the reasoning of each answer, if that is wanted.
+    /// The splitter of reasoning, with a reasoning parser.
     pub(super) reasoning: Option<Reasoning>,
-    /// What complete answers are checked for.
+    /// The schemas that complete answers are checked against.
     pub(super) checks: Option<SchemaChecks>,
 }
 
-/// Has the requests answered, and the answers sent as `parameters` ask.
+/// Runs the requests, and sends the answers as a body or a stream, as `parameters` say.
 ///
 /// # Errors
 /// A request that cannot run, or fails before anything of it was sent.
@@ -167,7 +167,7 @@ pub(super) async fn respond<P: Protocol>(
 }
 
 impl<P: Protocol> Responder<P> {
-    /// Waits for the next output; returns what it tells of an answer.
+    /// Waits for the next output; returns the part of an answer in it.
     async fn part(&mut self) -> Result<Option<Part>> {
         let (
             prompt,
@@ -231,7 +231,7 @@ impl<P: Protocol> Responder<P> {
         }))
     }
 
-    /// Separates the reasoning from what came of an answer: of a token, or at the end.
+    /// Separates the reasoning from a part of an answer: that of a token, or the last.
     fn separate(
         &mut self,
         index: usize,
@@ -256,7 +256,7 @@ impl<P: Protocol> Responder<P> {
         (reasoning, deltas)
     }
 
-    /// Checks an answer against its schemas once the model has ended it: a stop of the request cuts it.
+    /// Checks an answer against its schemas if the model ended it; one that a stop of the request cut is not checked.
     async fn check(
         &mut self,
         index: usize,

@@ -1,4 +1,4 @@
-//! Which path does what, and what every request goes through on its way there.
+//! The routes, and the layers that every request passes.
 
 use std::sync::{Arc, OnceLock};
 
@@ -31,11 +31,11 @@ pub(super) struct Shared {
     pub(super) gate: Arc<Gate>,
     /// Whether it listens on this machine alone.
     pub(super) local: bool,
-    /// There once the model is loaded.
+    /// Set once the model is loaded.
     pub(super) service: OnceLock<Arc<Service>>,
 }
 
-/// One request that has come in.
+/// A received request.
 pub(super) struct Call {
     pub(super) service: Arc<Service>,
     pub(super) id: String,
@@ -44,7 +44,7 @@ pub(super) struct Call {
 
 pub(super) type Server = State<Arc<Shared>>;
 
-/// The routes, and around them from the outside: CORS, ids, counts, and which pages may ask.
+/// The routes in their layers; from the outermost: CORS, request ids, counters, and the check of origin and host.
 pub(super) fn router(shared: Arc<Shared>) -> Router {
     let cors = origin::cors(&shared.options.origins);
     let root_path = shared.options.root_path.clone();
@@ -116,7 +116,7 @@ fn without_prefix(uri: &Uri, prefix: &str) -> Option<Uri> {
     rest.starts_with('/').then(|| rest.parse().ok()).flatten()
 }
 
-/// Counts what was refused.
+/// Counts refused requests.
 async fn count(State(shared): Server, request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     let why = match response.status() {
@@ -146,7 +146,7 @@ impl Shared {
         self.service()
     }
 
-    /// Reads a request that has a body: whether it may, whether it can, and what it says.
+    /// Checks key and load of a request with a body, and reads the body.
     pub(super) async fn open(&self, id: Id, request: Request) -> Result<(Call, Fields)> {
         let service = self.service_for(&request)?;
         let body = self.body(request).await?;
@@ -321,7 +321,7 @@ pub(super) fn now() -> u64 {
     now.map_or(0, |since| since.as_secs())
 }
 
-/// Logs a request where that is wanted; returns the id under which its end is to be logged.
+/// Logs a request if requests are logged; returns the id for the log line of its end.
 pub(super) fn log_request(service: &Service, id: &str, request: &EngineRequest) -> Option<String> {
     let options = &service.options;
     if !options.log_requests && !options.log_content {

@@ -1,7 +1,7 @@
 //! JSON schemas as answers are held to them.
 //!
 //! Clients' schemas say more than a grammar can hold: what cannot be held is let go, never the reason to refuse a request.
-//! `llguidance` is told to be lenient (unknown formats, `not`, `if`, `uniqueItems`, `propertyNames`; `oneOf` is held as `anyOf`),
+//! `llguidance` is set to be lenient (unknown formats, `not`, `if`, `uniqueItems`, `propertyNames`; `oneOf` is held as `anyOf`),
 //! and patterns with look-around, which its regular expressions do not have, are left out here. An object that lists its
 //! properties has no others unless its schema says so, as vLLM and llama.cpp have it: a model that has lost its way would
 //! write keys until the context is full.

@@ -26,11 +26,11 @@ pub(super) struct Service {
     grammars: Grammars,
     /// Limits how many prompts are rendered and encoded at the same time, which takes CPU time from the engine.
     encoders: Semaphore,
-    /// Large bodies that are read or encoded at a time: they must leave the others room, and memory.
+    /// Limits how many large bodies are read or encoded at the same time, which takes memory and CPU time from other requests.
     large: Semaphore,
     seeds: Option<Mutex<ChaCha8Rng>>,
     transfers: Option<Arc<KvTransfers>>,
-    /// Responses that later requests may go on from.
+    /// Stored responses, for `previous_response_id`.
     pub(super) responses: Store,
     /// Seconds since 1970 when it was made.
     pub(super) created: u64,
@@ -41,7 +41,7 @@ pub(super) struct Service {
 /// Maximum number of prompts that are encoded at the same time.
 const ENCODERS: usize = 4;
 
-/// Bytes from which on a body is large.
+/// Bodies of at least so many bytes are large.
 const LARGE: usize = 256 << 10;
 
 impl Service {
@@ -89,7 +89,7 @@ impl Service {
         self.llm.device()
     }
 
-    /// Its part in transfers of caches, where it takes one.
+    /// Its transfers of caches, if configured.
     pub(super) fn transfers(&self) -> Option<&Arc<KvTransfers>> {
         self.transfers.as_ref()
     }
@@ -164,8 +164,8 @@ impl Service {
         }
     }
 
-    /// Waits until no other large body is read or encoded, where a body of so many bytes is one; until the permit is dropped it
-    /// is the only one.
+    /// For a body large enough to be limited, waits until no other one is read or encoded, and returns the permit that keeps others
+    /// waiting.
     pub(super) async fn alone(&self, bytes: usize) -> Result<Option<SemaphorePermit<'_>>> {
         let stopped = |_| ApiError::internal("the server is stopping");
         match bytes > LARGE {
@@ -186,7 +186,7 @@ impl Service {
         drop(permit);
         match done {
             Ok(done) => done,
-            // The program ends: whoever waits for this is dropped with it.
+            // The program ends, and the tasks that wait for this are dropped with it.
             Err(error) if error.is_cancelled() => std::future::pending().await,
             Err(_) => Err(ApiError::internal("the request could not be read")),
         }

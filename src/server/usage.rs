@@ -1,4 +1,4 @@
-//! What a request took, as clients are told.
+//! Token counts of a request, as responses contain them.
 
 use serde_json::{Value, json};
 
@@ -23,7 +23,7 @@ impl Total {
         self.prompt += tokens;
     }
 
-    /// Takes a generated token, where that is told as it comes.
+    /// Counts a generated token, if usage is sent with each chunk.
     pub(super) fn token(&mut self) {
         self.generated += 1;
     }

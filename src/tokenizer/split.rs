@@ -17,7 +17,7 @@ pub(super) const PATTERN: &str = concat!(
     r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 );
 
-/// The pattern of GPT-2, which a `ByteLevel` pre-tokenizer uses when told `use_regex`.
+/// The pattern of GPT-2, which a `ByteLevel` pre-tokenizer uses with `use_regex`.
 pub(super) const GPT2_PATTERN: &str =
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 

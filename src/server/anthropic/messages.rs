@@ -258,7 +258,7 @@ fn user(at: &str, role: &str, content: TextOr<Block>, all: &mut Vec<Value>) -> R
     Ok(())
 }
 
-/// A tool result; the model is told when the call failed.
+/// A tool result; a failed call is marked as such in the prompt.
 fn result(
     at: &str,
     id: &str,

@@ -111,28 +111,28 @@ pub(super) struct Answer {
     /// The response's id, by which later requests continue it.
     id: String,
     /// Fields of the request that the response repeats.
-    told: Map<String, Value>,
+    echoed: Map<String, Value>,
     /// The messages that are answered, if the response is to be stored.
     store: Option<Vec<Value>>,
     items: Vec<Item>,
     /// Whether text may still be added to the last item.
     open: bool,
     /// Log-probabilities of tokens whose text is not complete yet.
-    untold: Vec<Value>,
+    unsent_logprobs: Vec<Value>,
     reason: Option<&'static str>,
     /// The number of the next event.
     sequence_number: u64,
 }
 
 impl Answer {
-    pub(super) fn new(told: Map<String, Value>, store: Option<Vec<Value>>) -> Self {
+    pub(super) fn new(echoed: Map<String, Value>, store: Option<Vec<Value>>) -> Self {
         Self {
             id: random_id("resp"),
-            told,
+            echoed,
             store,
             items: Vec::new(),
             open: false,
-            untold: Vec::new(),
+            unsent_logprobs: Vec::new(),
             reason: None,
             sequence_number: 0,
         }
@@ -187,7 +187,7 @@ impl Answer {
         if !std::mem::take(&mut self.open) {
             return;
         }
-        let untold = std::mem::take(&mut self.untold);
+        let unsent = std::mem::take(&mut self.unsent_logprobs);
         let index = self.items.len() - 1;
         let item = &mut self.items[index];
         item.status = status;
@@ -200,7 +200,7 @@ impl Answer {
                 ),
             ],
             Kind::Message { text, logprobs } => {
-                logprobs.extend(untold);
+                logprobs.extend(unsent);
                 let part = text_part(text, logprobs);
                 let text = json!({ "text": text, "logprobs": logprobs });
                 vec![
@@ -240,7 +240,7 @@ impl Answer {
             whole.push_str(text);
         }
         // Only messages have log-probabilities.
-        self.untold.clear();
+        self.unsent_logprobs.clear();
     }
 
     fn take(&mut self, event: ToolCallEvent, data: &mut Vec<Data>) {
@@ -250,8 +250,8 @@ impl Answer {
                 if !(self.open && matches!(last, Some(Kind::Message { .. }))) {
                     self.begin_item(Item::message(), data);
                 }
-                let told = std::mem::take(&mut self.untold);
-                let delta = json!({ "delta": text, "logprobs": told });
+                let unsent = std::mem::take(&mut self.unsent_logprobs);
+                let delta = json!({ "delta": text, "logprobs": unsent });
                 data.push(self.about_item("response.output_text.delta", delta));
                 if let Some(Item {
                     kind:
@@ -263,13 +263,13 @@ impl Answer {
                 }) = self.items.last_mut()
                 {
                     whole.push_str(&text);
-                    logprobs.extend(told);
+                    logprobs.extend(unsent);
                 }
             }
             ToolCallEvent::CallBegin { id, name, .. } => {
                 self.begin_item(Item::call(id, name), data);
                 // Only messages have log-probabilities.
-                self.untold.clear();
+                self.unsent_logprobs.clear();
             }
             ToolCallEvent::ArgumentsDelta { text, .. } => {
                 let delta = json!({ "delta": text });
@@ -281,7 +281,7 @@ impl Answer {
                 {
                     arguments.push_str(&text);
                 }
-                self.untold.clear();
+                self.unsent_logprobs.clear();
             }
             ToolCallEvent::CallEnd { complete, .. } => {
                 let status = if complete { "completed" } else { "incomplete" };
@@ -307,7 +307,7 @@ impl Answer {
             "usage": ended.then(|| usage(so_far)),
         });
         if let Value::Object(response) = &mut response {
-            response.extend(self.told.clone());
+            response.extend(self.echoed.clone());
         }
         response
     }
@@ -387,8 +387,8 @@ impl Protocol for Answer {
     fn part(&mut self, part: Part, so_far: &SoFar) -> Vec<Data> {
         if let Some((id, Some(found))) = &part.token {
             let tokenizer = so_far.service.tokenizer();
-            let told = logprobs::chat(tokenizer, *id, found, usize::MAX);
-            self.untold.push(told);
+            let scored = logprobs::chat(tokenizer, *id, found, usize::MAX);
+            self.unsent_logprobs.push(scored);
         }
         let mut data = Vec::new();
         self.think(&part.reasoning, &mut data);

@@ -106,7 +106,7 @@ fn read(mut fields: Fields, service: &Service) -> Result<(ChatRequest, Answer)> 
     let store = request.store.unwrap_or(true);
     let logprobs = logprobs(&request)?;
     let answer = Answer::new(
-        told(&request, &parameters, logprobs, raw),
+        echoed(&request, &parameters, logprobs, raw),
         store.then(|| messages.clone()),
     );
     let instructions = request
@@ -177,7 +177,7 @@ fn logprobs(request: &ResponsesRequest) -> Result<Option<usize>> {
 }
 
 /// Fields of the request that the response repeats.
-fn told(
+fn echoed(
     request: &ResponsesRequest,
     parameters: &Parameters,
     logprobs: Option<usize>,
@@ -192,7 +192,7 @@ fn told(
         }
     };
     let effort = request.reasoning.as_ref().and_then(|r| r.effort.as_ref());
-    let told = json!({
+    let fields = json!({
         "background": false,
         "instructions": request.instructions,
         "max_output_tokens": parameters.max_tokens,
@@ -210,12 +210,12 @@ fn told(
         "top_p": parameters.sampling.top_p,
         "truncation": "disabled",
     });
-    let Value::Object(mut told) = told else {
+    let Value::Object(mut fields) = fields else {
         return Map::new();
     };
     let given = raw.into_iter().filter(|(_, value)| !value.is_null());
-    told.extend(given.map(|(name, value)| (name.to_owned(), value)));
-    told
+    fields.extend(given.map(|(name, value)| (name.to_owned(), value)));
+    fields
 }
 
 fn form(
