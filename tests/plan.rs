@@ -102,7 +102,7 @@ fn a_generated_trace_is_replayed_and_drawn() {
         "1t-h20",
         "--count",
         "400",
-        "--shape",
+        "--arrivals",
         "bursts:3,2m,20s",
         "--link",
         "20G",
@@ -184,7 +184,13 @@ fn what_cannot_be_planned_is_refused_in_a_sentence() {
     assert!(refusal(&["plan", "replay", "no-such-file"], 1).contains("cannot read no-such-file"));
     assert!(
         refusal(
-            &["plan", "replay", "lognormal:9,1,1,9K", "--shape", "waves"],
+            &[
+                "plan",
+                "replay",
+                "lognormal:9,1,1,9K",
+                "--arrivals",
+                "waves"
+            ],
             2
         )
         .contains("bursts:FACTOR")

@@ -87,7 +87,7 @@ models() {
         done
         step "generate on $on" 20 "$work/models/generate.$on" "${ours[@]}" generate --backend "$on" --prompt "The red box" \
             --max-tokens 64 --ignore-eos
-        step "eval on $on" 30 "$work/models/eval.$on" "${ours[@]}" eval --backend "$on" --rows 2 --json
+        step "eval on $on" 30 "$work/models/eval.$on" "${ours[@]}" eval --backend "$on" --questions 2 --json
     done
 }
 

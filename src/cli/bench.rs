@@ -21,11 +21,13 @@ use clap::{Args, Subcommand};
 const AFTER_HELP: &str = "\
 Examples:
   kimi-linear bench --shape tiny                      a quick trial of a random model
-  kimi-linear bench --shape 48b --context 4K,128K     decode speed at the published size, without its weights
+  kimi-linear bench --shape 48b --context 4K,128K     decode speed of the published shape with random weights
   kimi-linear bench model --model Kimi-Linear         a checkpoint (without --model: the demo model)
-  kimi-linear bench serve --rate 4                    load on a running `kimi-linear serve`
+  kimi-linear bench kernels --shape tiny --small      single kernels and operations
+  kimi-linear bench serve --request-rate 4            load on a running `kimi-linear serve`
 
-The floor of a measurement is the least time that the device's memory bandwidth and arithmetic allow.";
+The floor of a measurement is the time that its arithmetic, or reading its data from memory once, takes at the device's measured rates;
+a kernel whose data is still in a cache can be faster. `-` is a floor that is not known.";
 
 /// Options of `bench`.
 #[derive(Args)]

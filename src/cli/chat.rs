@@ -26,7 +26,7 @@ use self::line::{Commands, HELP, Line};
 use self::screen::Screen;
 use super::generate::SamplingOptions;
 use super::options::{
-    CacheOptions, DeviceOptions, ModelOptions, load, parse_token_limit, parse_tokens,
+    CacheOptions, DeviceOptions, ModelOptions, load, parse_max_tokens, parse_tokens,
 };
 use super::progress::Progress;
 use super::{counted, failure, sentence};
@@ -52,10 +52,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
     /// Maximum length of the conversation in tokens, such as 32768 or 128K. Default: 32K, or the model's maximum if that is less.
-    #[arg(short, long, value_name = "N", value_parser = parse_tokens, alias = "ctx-size")]
+    #[arg(short, long, value_name = "N", value_parser = parse_tokens, visible_alias = "ctx-size")]
     context: Option<usize>,
-    /// Maximum number of tokens per answer.
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 4096, value_parser = parse_token_limit, alias = "n-predict")]
+    /// Maximum number of tokens per answer; -1 for as many as the context holds.
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 4096, value_parser = parse_max_tokens, allow_negative_numbers = true, visible_alias = "n-predict")]
     max_tokens: usize,
     #[command(flatten)]
     sampling: SamplingOptions,

@@ -18,9 +18,9 @@ use kimi_linear::tokenizer::Chat;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::failure;
 use super::options::{CacheOptions, DeviceOptions, ModelOptions, load, read_text};
 use super::progress::Progress;
+use super::{counted, failure};
 
 /// Tokens that an answer may take beyond the expected one's: enough to see that it is another.
 const SLACK: usize = 8;
@@ -35,21 +35,22 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     cache: CacheOptions,
     /// Questions, one JSON object per line: `task`, `length`, `messages` (the last is the user's question) and the exact `answer`.
-    /// Default: 1,600 held-out questions for the demo model.
+    /// Default: 1,600 held-out questions about the demo model's tasks, which say little about other models.
     #[arg(long, value_name = "FILE.jsonl")]
     data: Option<PathBuf>,
-    /// Number of questions to ask per task and length.
+    /// Number of questions to ask per task and length. Of the demo model's questions, length `train` is as in its training, `double`
+    /// twice that.
     #[arg(long, value_name = "N", default_value_t = 10, conflicts_with = "all")]
-    rows: usize,
+    questions: usize,
     /// Ask all questions; with the demo model this takes some minutes on two cores.
     #[arg(long)]
     all: bool,
-    /// Number of questions that run at the same time.
+    /// Maximum number of questions that run at the same time.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
-    concurrent: usize,
+    max_num_seqs: usize,
     /// Print up to N wrong answers per task and length.
     #[arg(long, value_name = "N", default_value_t = 0)]
-    errors: usize,
+    show_wrong: usize,
     /// Print one JSON object instead of text.
     #[arg(long)]
     json: bool,
@@ -126,6 +127,12 @@ impl Report {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let files = arguments.model.llm(Some(arguments.model.template()?))?;
+    if arguments.data.is_none() && !arguments.model.is_demo() {
+        writeln!(
+            std::io::stderr(),
+            "these are questions about the demo model's tasks; --data names others"
+        )?;
+    }
     let rows = rows(arguments)?;
     let requests = rows.iter().map(|row| request(row, &files));
     let requests = requests.collect::<Result<Vec<_>>>()?;
@@ -136,7 +143,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         .min(files.config.model_max_length);
     let options = LlmOptions {
         sizes: EngineSizes {
-            sequences: arguments.concurrent,
+            sequences: arguments.max_num_seqs,
             checkpoints: 0,
             ..EngineSizes::one(context)
         },
@@ -160,7 +167,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         if interrupted.load(Ordering::Relaxed) {
             break;
         }
-        report.count(row, answered, arguments.errors);
+        report.count(row, answered, arguments.show_wrong);
         asked += 1;
         progress.set(asked);
     }
@@ -177,8 +184,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if !arguments.all && !arguments.json {
         writeln!(
             std::io::stderr(),
-            "the first {} questions of each task and length; --all asks all of them",
-            arguments.rows
+            "{} of each task and length; --all asks all questions",
+            counted(arguments.questions, "question")
         )?;
     }
     Ok(())
@@ -209,7 +216,7 @@ fn rows(arguments: &Arguments) -> Result<Vec<Row>> {
         let row: Row =
             serde_json::from_str(line).with_context(|| format!("{name}, line {}", number + 1))?;
         let same = |other: &&Row| other.task == row.task && other.length == row.length;
-        if arguments.all || rows.iter().filter(same).count() < arguments.rows {
+        if arguments.all || rows.iter().filter(same).count() < arguments.questions {
             rows.push(row);
         }
     }

@@ -12,13 +12,13 @@ use kimi_linear::engine::{
     self, EngineHandle, EngineOptions, EngineSizes, Event, FinishReason, OutputProcessor, Request,
     Sampling, Usage,
 };
-use kimi_linear::llm::{Generation, LlmFiles, LlmOptions};
+use kimi_linear::llm::{CONTEXT, Generation, LlmFiles, LlmOptions};
 use kimi_linear::model::{TraceChoice, TraceHead};
 use kimi_linear::tokenizer::{Chat, Conversation};
 use serde::Serialize;
 
 use super::options::{
-    CacheOptions, DeviceOptions, ModelOptions, as_prompt, load, parse_ids, parse_token_limit,
+    CacheOptions, DeviceOptions, ModelOptions, as_prompt, load, parse_ids, parse_max_tokens,
     read_text,
 };
 use super::progress::Progress;
@@ -35,14 +35,14 @@ pub(crate) struct Arguments {
     cache: CacheOptions,
     #[command(flatten)]
     prompt: Prompt,
-    /// Apply the chat template to the prompt, as a user message; always on in `kimi-linear run`.
+    /// Apply the chat template to the prompt, as a user message.
     #[arg(long, conflicts_with_all = ["messages", "prompt_tokens"])]
     chat: bool,
-    /// System prompt; needs --chat or `kimi-linear run`.
+    /// System prompt of a chat; `generate` needs --chat with it. With --messages it belongs into the file.
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["messages", "prompt_tokens"])]
     system: Option<String>,
-    /// Maximum number of tokens to generate, such as 512 or 4K.
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 512, value_parser = parse_token_limit, alias = "n-predict")]
+    /// Maximum number of tokens to generate, such as 512 or 4K; -1 for as many as a context of 32K tokens holds.
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 512, value_parser = parse_max_tokens, allow_negative_numbers = true, visible_alias = "n-predict")]
     max_tokens: usize,
     #[command(flatten)]
     sampling: SamplingOptions,
@@ -52,13 +52,14 @@ pub(crate) struct Arguments {
     /// Do not stop at end-of-sequence tokens.
     #[arg(long)]
     ignore_eos: bool,
-    /// Write a trace to this file: for each generated token one line of JSON with states, gates, attention and experts.
+    /// Write a trace to this file: for each token one line of JSON with states, gates, attention and experts.
     #[arg(long, value_name = "OUT.jsonl")]
     trace: Option<PathBuf>,
-    /// KDA head whose full state is in the trace; layers and heads count from 0. Default: head 0 of the first KDA layer.
+    /// With --trace: KDA head whose full state is in the trace. LAYER counts all layers of the model from 0, as `inspect` lists them.
+    /// Default: head 0 of the first KDA layer.
     #[arg(long, value_name = "LAYER,HEAD", value_parser = parse_head, requires = "trace")]
     trace_kda: Option<TraceHead>,
-    /// MLA head whose attention weights are in the trace. Default: head 0 of the first MLA layer.
+    /// With --trace: MLA head whose attention weights are in the trace. Default: head 0 of the first MLA layer.
     #[arg(long, value_name = "LAYER,HEAD", value_parser = parse_head, requires = "trace")]
     trace_mla: Option<TraceHead>,
     /// Print one JSON object instead of text.
@@ -75,11 +76,11 @@ pub(crate) struct SamplingOptions {
         value_name = "T",
         default_value_t = 0.0,
         allow_negative_numbers = true,
-        alias = "temp"
+        visible_alias = "temp"
     )]
     temperature: f64,
-    /// Sample from the K most likely tokens; 0 turns this off.
-    #[arg(long, value_name = "K", default_value_t = 0)]
+    /// Sample from the K most likely tokens; 0 and -1 turn this off.
+    #[arg(long, value_name = "K", default_value_t = 0, value_parser = parse_top_k, allow_negative_numbers = true)]
     top_k: usize,
     /// Nucleus sampling: sample from the most likely tokens whose probabilities add up to P; 1 turns this off.
     #[arg(
@@ -106,7 +107,8 @@ pub(crate) struct SamplingOptions {
         long,
         value_name = "R",
         default_value_t = 1.0,
-        allow_negative_numbers = true
+        allow_negative_numbers = true,
+        visible_alias = "repeat-penalty"
     )]
     repetition_penalty: f64,
     /// Presence penalty: P is subtracted from the logit of each token that occurs in the answer; 0 turns this off.
@@ -128,6 +130,16 @@ pub(crate) struct SamplingOptions {
     /// Add BIAS to the logit of token ID. Can be repeated.
     #[arg(long, value_name = "ID=BIAS", value_parser = parse_bias)]
     logit_bias: Vec<(u32, f64)>,
+}
+
+/// A number of tokens to sample from; -1 is 0, as in vLLM.
+fn parse_top_k(text: &str) -> Result<usize, String> {
+    match text {
+        "-1" => Ok(0),
+        text => text
+            .parse()
+            .map_err(|_| format!("`{text}` is not a number of tokens, 0 or more")),
+    }
 }
 
 /// A seed; -1 draws one, as it does in llama.cpp.
@@ -189,13 +201,13 @@ fn parse_bias(text: &str) -> Result<(u32, f64), String> {
 #[derive(Args)]
 #[group(multiple = false)]
 struct Prompt {
-    /// Prompt. Without a prompt option it is read from stdin.
+    /// Prompt text. Without it and without -p, -f, --prompt-tokens or --messages, the prompt is read from stdin.
     #[arg(value_name = "PROMPT")]
     text: Option<String>,
-    /// Prompt that may begin with a hyphen.
+    /// Prompt text, as an option: the same as PROMPT, but it may begin with a hyphen.
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
-    /// Read the prompt from a text file, without the line break at its end.
+    /// Read the prompt from a text file (`-` is stdin), without the line break at its end.
     #[arg(short = 'f', long, value_name = "FILE")]
     prompt_file: Option<PathBuf>,
     /// Prompt as token ids.
@@ -247,7 +259,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         ..request
     };
     let prompt = request.prompt.clone();
-    let context = prompt.len().saturating_add(request.max_tokens);
+    let context = match request.max_tokens {
+        usize::MAX => CONTEXT.max(prompt.len() + 1),
+        limit => prompt.len().saturating_add(limit),
+    };
     let options = LlmOptions {
         sizes: EngineSizes {
             prefill_chunk: prompt.len().min(engine::PREFILL_CHUNK),

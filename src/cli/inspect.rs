@@ -39,7 +39,7 @@ pub(crate) struct Arguments {
     #[arg(long, requires = "program")]
     expand: bool,
     /// Context length of each sequence in tokens, such as 8192 or 128K. Default: the model's maximum.
-    #[arg(short, long, value_name = "N", value_parser = parse_tokens, alias = "ctx-size")]
+    #[arg(short, long, value_name = "N", value_parser = parse_tokens, visible_alias = "ctx-size")]
     context: Option<usize>,
     /// Number of sequences that run at the same time.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
@@ -128,7 +128,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if let Some(asked) = arguments.context.filter(|asked| *asked > longest) {
         writeln!(
             std::io::stderr(),
-            "--context {asked}: this model's context ends at {longest} tokens, which is what is counted"
+            "--context {asked}: the model's maximum is {longest} tokens; the sizes are for {longest}"
         )?;
     }
     let report = report(arguments, &config, stored);
@@ -279,7 +279,7 @@ fn print_cache(report: &Report, out: &mut impl Write) -> Result<()> {
     } = &report.published;
     writeln!(
         out,
-        "cache       for {} of {}, in bf16",
+        "cache       for {} of {}, latents and convolution states in bf16 (on this machine's devices: below)",
         counted(report.sequences, "sequence"),
         counted(report.context, "token")
     )?;

@@ -1,4 +1,4 @@
-//! The log on stderr. A thread of its own writes it, so that a stderr that is full, closed or read by nobody stops no other.
+//! The log on stderr. A separate thread writes it, so that a stderr that is full, closed or not read blocks no other thread.
 
 use std::io::{IsTerminal, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// What goes to the thread.
 enum Entry {
     Line(Vec<u8>),
-    /// Everything before it has been written once the other end is told.
+    /// A flush: the message is sent back once everything before it has been written.
     End(SyncSender<()>),
 }
 
@@ -94,7 +94,7 @@ struct Lines(SyncSender<Entry>);
 
 impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
-        // Where it is full nobody reads, and nobody misses the line.
+        // If it is full, stderr is not being read, and the line is dropped.
         let _ = self.0.try_send(Entry::Line(line.to_vec()));
         Ok(line.len())
     }

@@ -1,7 +1,7 @@
 //! The command line: one file per subcommand, each a small client of the library.
 //!
 //! Results go to stdout, all else to stderr; `--json` prints one JSON object and nothing else. Errors are one line and
-//! exit with 1; a command line that cannot be understood exits with 2, as clap does.
+//! exit with 1; a command line that cannot be parsed exits with 2, as clap does.
 
 mod bench;
 mod chat;
@@ -38,8 +38,9 @@ Examples:
   kimi-linear inspect --model Kimi-Linear        will it fit on this machine?
   kimi-linear serve --model Kimi-Linear          an OpenAI-compatible server on port 8000
 
-Results go to stdout, messages to stderr. Exit status: 0 success, 1 failure, 2 wrong usage.
-KIMI_LINEAR_LOG=info (or debug) shows progress messages. NO_COLOR=1 turns colours off.";
+Numbers of tokens may have a unit: 128K and 1M count by 1,024, 128k and 1m by 1,000, as in vLLM.
+Results go to stdout, messages to stderr. Exit status: 0 success, 2 a command line that cannot be parsed, 1 any other error.
+KIMI_LINEAR_LOG=error, warn, info or debug sets the log level (default: info for serve, otherwise warn). NO_COLOR=1 turns colours off.";
 
 #[derive(Parser)]
 #[command(
@@ -55,28 +56,53 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Answer one message with the chat template and exit; the same as `generate --chat`.
+    /// Answer one message, or a chat from a JSON file, with the chat template.
+    #[command(mut_arg("chat", |chat| chat.hide(true)))]
+    #[command(
+        after_help = "Examples:\n  kimi-linear run \"The red box holds 7. What does the red box hold?\"\n  kimi-linear run --model Kimi-Linear --system \"Answer in one sentence.\" \"What is a delta rule?\""
+    )]
     Run(generate::Arguments),
     /// Chat with a model in the terminal.
+    #[command(
+        after_help = "Examples:\n  kimi-linear chat\n  kimi-linear chat --model Kimi-Linear-Q4_K_M.gguf --context 128K --temp 0.6"
+    )]
     Chat(chat::Arguments),
-    /// Continue a prompt, or answer a chat from a JSON file.
+    /// Continue a text; with --chat or --messages, answer as `run` does.
+    #[command(
+        after_help = "Examples:\n  kimi-linear generate --model Kimi-Linear \"Once upon a time\" -n 100\n  kimi-linear generate --model Kimi-Linear --messages chat.json --temp 1.0 --top-p 0.95 --seed 7"
+    )]
     Generate(generate::Arguments),
     /// Start an OpenAI-compatible HTTP server.
     #[cfg(feature = "server")]
     Serve(Box<serve::Arguments>),
     /// Print a model's layers, parameters, weight formats and memory use; reads headers, not weights.
+    #[command(
+        after_help = "Examples:\n  kimi-linear inspect --model Kimi-Linear --context 1M\n  kimi-linear inspect --shape 48b"
+    )]
     Inspect(inspect::Arguments),
     /// List the backends and devices of this machine.
     Devices(devices::Arguments),
     /// Print the token ids of a text or a chat.
+    #[command(
+        after_help = "Examples:\n  kimi-linear tokenize --model Kimi-Linear \"Hello, world\"\n  kimi-linear tokenize --model Kimi-Linear --messages chat.json --json"
+    )]
     Tokenize(tokenize::Arguments),
     /// Compute negative log-likelihood and perplexity of a text, and optionally write its logits.
+    #[command(
+        after_help = "Examples:\n  kimi-linear score --model Kimi-Linear -f text.txt\n  kimi-linear score --model Kimi-Linear -f text.txt --logits logits.safetensors"
+    )]
     Score(score::Arguments),
     /// Ask questions with known answers and print the exact-match accuracy per task.
+    #[command(
+        after_help = "Examples:\n  kimi-linear eval --show-wrong 2\n  kimi-linear eval --model Kimi-Linear --data questions.jsonl --all"
+    )]
     Eval(eval::Arguments),
     /// Read every weight once and count NaN and infinite values.
     Verify(verify::Arguments),
     /// Test every operation of a backend against f64 reference code on this machine.
+    #[command(
+        after_help = "Examples:\n  kimi-linear conformance --backend wgpu\n  kimi-linear conformance --backend cpu --filter kda"
+    )]
     Conformance(conformance::Arguments),
     /// Measure speed: of a model shape, a checkpoint, single kernels or a server.
     Bench(bench::Arguments),
@@ -85,7 +111,12 @@ enum Command {
     /// Evaluates the equations of Prefill-as-a-Service (PrfaaS, arXiv 2604.15039): long prompts are prefilled in a cluster of their own, and
     /// their caches are sent over an ordinary network to the local cluster, which prefills short prompts and decodes everything. Inputs are
     /// profiles: prefill and decode times of one instance. The result is the prompt length above which a prompt is offloaded, the split of local
-    /// nodes between prefill and decode, and the throughput. No GPU is needed. `--local-profile 1t-h20` gives the paper's case study.
+    /// nodes between prefill and decode, and the throughput. No GPU is needed. `--local-profile 1t-h20` gives the paper's case study. In the
+    /// output PrfaaS-PD is this deployment, homogeneous is one cluster of local nodes alone, the naive split prefills every prompt remotely, and
+    /// egress is what the remote cluster sends.
+    #[command(
+        after_help = "Examples:\n  kimi-linear plan --profile 1t-h200 --local-profile 1t-h20\n  kimi-linear plan --profile here.json --link 100G     (here.json from `kimi-linear bench --profile here.json`)"
+    )]
     Plan(plan::Arguments),
     /// Print a shell completion script.
     Completions(manual::Completions),

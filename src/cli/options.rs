@@ -293,7 +293,7 @@ impl DeviceOptions {
 /// A dtype on the command line; vLLM's longer names are taken too.
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum DtypeName {
-    /// For weights the checkpoint's dtype, for caches the device's default.
+    /// The default.
     Auto,
     /// IEEE single precision.
     #[value(alias = "float32", alias = "float")]
@@ -321,7 +321,8 @@ impl DtypeName {
 /// How caches are kept.
 #[derive(Args, Clone, Copy)]
 pub(crate) struct CacheOptions {
-    /// Data type of the MLA latent cache; `auto` is f32 on cpu and wgpu, bf16 on cuda. KDA states are always f32.
+    /// Data type of the MLA latent cache; `auto` is f32 on cpu and wgpu, bf16 on cuda. KDA states are always f32, and fp8 is not
+    /// supported.
     #[arg(long, value_enum, value_name = "DTYPE", default_value = "auto")]
     kv_cache_dtype: DtypeName,
 }
@@ -395,9 +396,12 @@ pub(crate) fn config_of(shape: &str) -> Result<ModelConfig> {
     }
 }
 
-/// A text file, read whole, without the byte-order mark that some editors put before the text.
+/// A text file (`-` is stdin), read whole, without the byte-order mark that some editors put before the text.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
-    let text = std::fs::read_to_string(path);
+    let text = match path.to_str() {
+        Some("-") => std::io::read_to_string(std::io::stdin()),
+        _ => std::fs::read_to_string(path),
+    };
     let text = text.with_context(|| format!("cannot read {}", path.display()))?;
     Ok(match text.strip_prefix('\u{feff}') {
         Some(rest) => rest.to_owned(),
@@ -474,6 +478,20 @@ fn decimal(whole: &str, fraction: &str, scale: usize) -> Option<usize> {
         count = count.checked_add(usize::from(digit - b'0') * unit)?;
     }
     Some(count)
+}
+
+/// A number of tokens that is stored in 32 bits.
+pub(crate) fn parse_tokens_u32(text: &str) -> Result<u32, String> {
+    let count = parse_tokens(text)?;
+    u32::try_from(count).map_err(|_| format!("{count} is more than {}", u32::MAX))
+}
+
+/// A maximum number of generated tokens; -1, as in llama.cpp, is as many as the context holds.
+pub(crate) fn parse_max_tokens(text: &str) -> Result<usize, String> {
+    match text.trim() {
+        "-1" => Ok(usize::MAX),
+        text => parse_token_limit(text),
+    }
 }
 
 /// Token ids separated by commas.

@@ -10,13 +10,13 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand, ValueEnum};
 use kimi_linear_plan::model::Averages;
 use kimi_linear_plan::plan::{Task, plan};
 use kimi_linear_plan::report;
 use kimi_linear_plan::trace::Trace;
 
+use super::options::parse_tokens_u32;
 use clusters::Clusters;
 use parse::Requests;
 
@@ -44,11 +44,12 @@ enum What {
 struct PlanArguments {
     #[command(flatten)]
     clusters: Clusters,
-    /// Prompt lengths: lognormal:MU,SIGMA,LOW,HIGH in tokens, or a trace file, of which only tokens count that no earlier prompt has cached.
+    /// Prompt lengths: lognormal:MU,SIGMA,LOW,HIGH (mean and deviation of the logarithm, limits in tokens), or a trace file; tokens that an
+    /// earlier prompt has already put into the cache are not counted.
     #[arg(long, value_name = "LENGTHS", default_value = "lognormal:9.90,1.00,128,128000", value_parser = Requests::parse)]
     requests: Requests,
     /// Mean number of output tokens per request. Default: 1024, or the mean of the trace.
-    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
+    #[arg(long, value_name = "N", value_parser = parse_tokens_u32)]
     output_tokens: Option<u32>,
     /// How the mean work of a stage is computed. Default: `lengths` for a distribution, `work` for a trace.
     #[arg(long, value_enum)]
@@ -60,7 +61,7 @@ struct PlanArguments {
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
     /// Write a plot of the throughput bounds that the search compared.
-    #[arg(long, value_name = "OUT.svg")]
+    #[arg(long, value_name = "OUT.svg", visible_alias = "plot")]
     svg: Option<PathBuf>,
     /// Print one JSON object instead of text.
     #[arg(long)]

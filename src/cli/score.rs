@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
+use kimi_linear::config::ModelConfig;
 use kimi_linear::engine::{
     self, Engine, EngineHandle, EngineOptions, EngineSizes, Event, PromptScores, Request, Score,
 };
@@ -12,7 +13,9 @@ use serde::Serialize;
 use tempfile::NamedTempFile;
 
 use super::failure;
-use super::options::{CacheOptions, DeviceOptions, ModelOptions, load_model, parse_ids, read_text};
+use super::options::{
+    CacheOptions, DeviceOptions, ModelOptions, load_model, parse_ids, parse_tokens, read_text,
+};
 use super::progress::Progress;
 
 /// Options of `score`.
@@ -26,8 +29,8 @@ pub(crate) struct Arguments {
     cache: CacheOptions,
     #[command(flatten)]
     input: Input,
-    /// Maximum tokens per step; it changes results by rounding only.
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    /// Maximum tokens per step: more are faster, and take memory for their logits. Results differ by rounding only.
+    #[arg(long, value_name = "N", default_value = "128", value_parser = parse_tokens)]
     prefill_chunk: usize,
     /// Write the logits to this file, as tensor `logits`: f32 [tokens, vocabulary], one row per position.
     #[arg(long, value_name = "OUT.safetensors")]
@@ -40,12 +43,29 @@ pub(crate) struct Arguments {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct Input {
-    /// Text to score, as token ids.
-    #[arg(long, value_name = "1,2,3")]
-    tokens: Option<String>,
-    /// Text file to score.
-    #[arg(long, value_name = "FILE")]
+    /// Text to score.
+    #[arg(value_name = "TEXT")]
+    text: Option<String>,
+    /// Text file to score; `-` is stdin.
+    #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
+    /// Token ids to score.
+    #[arg(long, value_name = "1,2,3", alias = "tokens")]
+    prompt_tokens: Option<String>,
+}
+
+impl Input {
+    fn tokens(&self, model: &ModelOptions, config: &ModelConfig) -> Result<Vec<u32>> {
+        if let Some(ids) = &self.prompt_tokens {
+            return parse_ids(ids).map_err(|reason| anyhow::anyhow!("--prompt-tokens: {reason}"));
+        }
+        let text = match (&self.text, &self.file) {
+            (Some(text), _) => text.clone(),
+            (None, Some(file)) => read_text(file)?,
+            (None, None) => String::new(),
+        };
+        Ok(model.tokenizer(config)?.encode_ordinary(&text)?)
+    }
 }
 
 #[derive(Serialize)]
@@ -57,14 +77,7 @@ struct Report {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let config = arguments.model.config()?;
-    let tokens = match (&arguments.input.tokens, &arguments.input.file) {
-        (Some(ids), _) => parse_ids(ids).map_err(|reason| anyhow::anyhow!("--tokens: {reason}"))?,
-        (None, Some(file)) => arguments
-            .model
-            .tokenizer(&config)?
-            .encode_ordinary(&read_text(file)?)?,
-        (None, None) => Vec::new(),
-    };
+    let tokens = arguments.input.tokens(&arguments.model, &config)?;
     engine::check_prompt(&config, &tokens)?;
     let prefill_chunk = arguments.prefill_chunk.min(tokens.len());
     let backend = arguments.device.open()?;

@@ -89,6 +89,9 @@ impl Arguments {
 pub(crate) fn run(mut arguments: Arguments) -> Result<()> {
     memory::share_arena();
     arguments.vllm.check()?;
+    if arguments.model_path.is_none() && arguments.model.is_demo() {
+        arguments.http.check_lists()?;
+    }
     if let Some(path) = arguments.model_path.take() {
         arguments.model = arguments.model.of(path);
     }

@@ -26,10 +26,13 @@ pub(crate) struct Arguments {
 #[group(required = true, multiple = false)]
 struct Input {
     /// Text to tokenize; names of control tokens in it are encoded as ordinary text.
+    #[arg(value_name = "TEXT")]
+    argument: Option<String>,
+    /// Text to tokenize, as an option: the same as TEXT, but it may begin with a hyphen.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     text: Option<String>,
-    /// Text file to tokenize.
-    #[arg(long, value_name = "FILE")]
+    /// Text file to tokenize; `-` is stdin.
+    #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// JSON file with a chat: `{"messages": [..], "tools": [..], "add_generation_prompt": true}` or the list of messages alone.
     #[arg(long, value_name = "FILE")]
@@ -51,7 +54,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         let encoded = tokenizer.encode_chat(&arguments.model.template()?, &chat)?;
         (encoded.ids, Some(encoded.rendered))
     } else {
-        let text = match (&arguments.input.text, &arguments.input.file) {
+        let input = &arguments.input;
+        let text = match (input.argument.as_ref().or(input.text.as_ref()), &input.file) {
             (Some(text), _) => text.clone(),
             (None, Some(file)) => read_text(file)?,
             (None, None) => String::new(),

@@ -224,7 +224,7 @@ fn a_context_beyond_the_models_is_told() {
     assert!(stdout.contains("1 sequence of 8192 tokens"), "{stdout}");
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(
-        stderr.contains("this model's context ends at 8192 tokens"),
+        stderr.contains("the model's maximum is 8192 tokens; the sizes are for 8192"),
         "{stderr}"
     );
     let output = program(&["inspect", "--context", "4K"], None)
@@ -369,17 +369,96 @@ fn a_server_that_is_not_there_is_one_cause() {
 
 #[test]
 fn a_quick_evaluation_says_that_it_is_one() {
-    let output = program(&["eval", "--backend", "cpu", "--rows", "1"], None)
+    let output = program(&["eval", "--backend", "cpu", "--questions", "1"], None)
         .output()
         .unwrap();
     assert!(answer(&output).contains("recall"));
     let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(stderr.contains("--all asks all of them"), "{stderr}");
+    assert!(
+        stderr.contains("1 question of each task and length; --all asks all questions"),
+        "{stderr}"
+    );
+    assert!(!stderr.contains("--data"), "{stderr}");
+    let arguments = ["eval", "--backend", "cpu", "--questions", "1"];
+    let other = run(&arguments, "tiny-a");
+    let stderr = String::from_utf8(other.stderr).unwrap();
+    assert!(
+        stderr.contains("about the demo model's tasks; --data names others"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn values_of_llama_cpp_and_vllm_mean_what_they_mean_there() {
+    let run = ["run", FACT, "--backend", "cpu"];
+    let plain = answer(&program(&run, None).output().unwrap());
+    for options in [
+        &["-n", "-1"][..],
+        &["--n-predict", "-1", "--top-k", "-1"],
+        &["--temp", "0", "--repeat-penalty", "1.0"],
+    ] {
+        let output = program(&[&run[..], options].concat(), None).output();
+        assert_eq!(answer(&output.unwrap()), plain, "{options:?}");
+    }
+}
+
+#[test]
+fn text_is_given_in_the_same_ways_to_every_command() {
+    let ids = |output: &Output| -> Value {
+        assert!(output.status.success());
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let tokenize = |arguments: &[&str]| [&["tokenize", "--json"], arguments].concat();
+    let argument = ids(&program(&tokenize(&[FACT]), None).output().unwrap());
+    let option = program(&tokenize(&["--text", FACT]), None).output();
+    assert_eq!(ids(&option.unwrap()), argument);
+    assert_eq!(ids(&piped(&tokenize(&["-f", "-"]), FACT)), argument);
+    let score = |arguments: &[&str]| {
+        let fixed = ["score", "--backend", "cpu", "--json"];
+        [&fixed, arguments].concat()
+    };
+    let argument = ids(&program(&score(&[FACT]), None).output().unwrap());
+    assert_eq!(ids(&piped(&score(&["-f", "-"]), FACT)), argument);
+    let piped = piped(&["run", "--backend", "cpu", "-f", "-"], FACT);
+    assert_eq!(answer(&piped), "The red box holds 7.\n");
+}
+
+#[cfg(feature = "server")]
+#[test]
+fn a_model_behind_a_list_of_names_is_no_name() {
+    let model = reference("tiny-a");
+    let model = model.to_str().unwrap();
+    for list in ["--served-model-name", "--allowed-hosts"] {
+        let told = said(&["serve", "--port", "0", list, "name", model]);
+        assert!(
+            told.contains("every word up to the next option")
+                && told.contains("put the model first"),
+            "{told}"
+        );
+    }
+}
+
+#[cfg(feature = "server")]
+#[test]
+fn flags_are_under_their_own_heading() {
+    let help = answer(&program(&["serve", "--help"], None).output().unwrap());
+    let (_, tls) = help.split_once("\nTLS:\n").unwrap();
+
+    let flags = tls
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.ends_with(':'));
+    let named: Vec<&str> = flags.filter(|line| line.starts_with("--")).collect();
+    assert!(named.len() == 4, "{named:?}");
+    assert!(
+        named.iter().all(|flag| flag.starts_with("--ssl-")),
+        "{named:?}"
+    );
 }
 
 #[test]
 fn an_evaluation_that_is_stopped_keeps_what_it_knows() {
-    let arguments = ["eval", "--backend", "cpu", "--all", "--concurrent", "1"];
+    let arguments = ["eval", "--backend", "cpu", "--all", "--max-num-seqs", "1"];
     let mut child = program(&arguments, None)
         .env("KIMI_LINEAR_LOG", "info")
         .stdout(Stdio::piped())

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use futures_util::StreamExt;
-use reqwest::Client;
+use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 
 use super::super::sentence;
@@ -66,11 +66,12 @@ impl Target {
             .send()
             .await
             .map_err(|error| unanswered(url, error))?;
+        let status = response.status();
         ensure!(
-            response.status().is_success(),
-            "{url}/v1/models: {}",
-            response.status()
+            status != StatusCode::UNAUTHORIZED,
+            "{url}/v1/models: {status}: give the server's key with --api-key"
         );
+        ensure!(status.is_success(), "{url}/v1/models: {status}");
         let models: Value = response
             .json()
             .await

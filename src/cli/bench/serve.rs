@@ -29,12 +29,17 @@ enum Api {
 #[derive(Args)]
 pub(super) struct Arguments {
     /// Base URL of the server.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000")]
+    #[arg(
+        long,
+        value_name = "URL",
+        default_value = "http://127.0.0.1:8000",
+        visible_alias = "base-url"
+    )]
     url: String,
     /// Model name to request. Default: the first model that the server lists.
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
-    /// API key. Default: OPENAI_API_KEY, if it is set.
+    /// API key. Default: that in KIMI_LINEAR_API_KEY, VLLM_API_KEY or OPENAI_API_KEY.
     #[arg(long, value_name = "KEY")]
     api_key: Option<String>,
     /// API to call.
@@ -45,7 +50,8 @@ pub(super) struct Arguments {
         long,
         value_name = "RATE",
         default_value_t = 1.0,
-        conflicts_with = "trace"
+        conflicts_with = "trace",
+        visible_alias = "request-rate"
     )]
     rate: f64,
     /// Replay a trace in Mooncake's format: JSON Lines with `timestamp` (ms), `input_length`, `output_length` and `hash_ids`, one for
@@ -56,13 +62,13 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0, requires = "trace")]
     speed: f64,
     /// Number of requests. Default: 100, or all of the trace.
-    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..), visible_alias = "num-prompts")]
     num_requests: Option<usize>,
     /// Prompt length in tokens.
-    #[arg(long, value_name = "N", default_value = "256", value_parser = parse_tokens)]
+    #[arg(long, value_name = "N", default_value = "256", value_parser = parse_tokens, visible_alias = "random-input-len")]
     input_length: usize,
     /// Maximum answer length in tokens.
-    #[arg(long, value_name = "N", default_value = "64", value_parser = parse_tokens)]
+    #[arg(long, value_name = "N", default_value = "64", value_parser = parse_tokens, visible_alias = "random-output-len")]
     output_length: usize,
     /// Send vLLM's `ignore_eos`, so that every answer has --output-length tokens; servers without this field may refuse it.
     #[arg(long)]
@@ -147,7 +153,8 @@ async fn send(arguments: &Arguments, planned: Vec<Planned>) -> Result<Vec<super:
         "--url {url}: this client speaks plain http://, without TLS; ask the server behind its proxy"
     );
     let key = arguments.api_key.clone();
-    let key = key.or_else(|| std::env::var("OPENAI_API_KEY").ok());
+    let names = ["KIMI_LINEAR_API_KEY", "VLLM_API_KEY", "OPENAI_API_KEY"];
+    let key = key.or_else(|| names.iter().find_map(|name| std::env::var(name).ok()));
     let client = reqwest::Client::builder()
         .no_proxy()
         .tcp_nodelay(true)

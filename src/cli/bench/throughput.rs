@@ -55,6 +55,9 @@ pub(super) struct Arguments {
         default_value = "md"
     )]
     output: Output,
+    /// Print JSON: the same as `-o json`.
+    #[arg(long, conflicts_with = "output")]
+    json: bool,
 }
 
 /// One line of the table.
@@ -124,7 +127,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         });
     }
     progress.finish();
-    match arguments.output {
+    let output = match arguments.json {
+        true => Output::Json,
+        false => arguments.output,
+    };
+    match output {
         Output::Json => super::super::print_json(&rows),
         Output::Md => Ok(write!(std::io::stdout(), "{}", markdown(&rows))?),
     }

@@ -7,7 +7,7 @@ use anyhow::{Result, anyhow};
 use kimi_linear::engine::Sampling;
 use kimi_linear::llm::Generation;
 
-use super::super::options::parse_token_limit;
+use super::super::options::parse_max_tokens;
 
 /// Changes one parameter: `temperature 0.7`. A refused value changes no parameter.
 pub(super) fn set(generation: &mut Generation, vocabulary: usize, text: &str) -> Result<()> {
@@ -18,16 +18,18 @@ pub(super) fn set(generation: &mut Generation, vocabulary: usize, text: &str) ->
     let mut changed = generation.clone();
     let sampling = &mut changed.sampling;
     match name {
-        "temperature" => sampling.temperature = number(name, value)?,
+        "temperature" | "temp" => sampling.temperature = number(name, value)?,
         "top_k" => sampling.top_k = number(name, value)?,
         "top_p" => sampling.top_p = number(name, value)?,
         "min_p" => sampling.min_p = number(name, value)?,
-        "repetition_penalty" => sampling.repetition_penalty = number(name, value)?,
+        "repetition_penalty" | "repeat_penalty" => {
+            sampling.repetition_penalty = number(name, value)?
+        }
         "presence_penalty" => sampling.presence_penalty = number(name, value)?,
         "frequency_penalty" => sampling.frequency_penalty = number(name, value)?,
         "seed" => sampling.seed = number(name, value)?,
         "max_tokens" => {
-            changed.max_tokens = parse_token_limit(value).map_err(|reason| anyhow!(reason))?;
+            changed.max_tokens = parse_max_tokens(value).map_err(|reason| anyhow!(reason))?;
         }
         _ => {
             return Err(anyhow!(
@@ -59,6 +61,10 @@ pub(super) fn show(generation: &Generation) -> String {
         seed,
         ..
     } = &generation.sampling;
+    let max_tokens = match generation.max_tokens {
+        usize::MAX => "-1 (no limit)".to_owned(),
+        limit => limit.to_string(),
+    };
     let rows: [(&str, &dyn Display); 9] = [
         ("temperature", temperature),
         ("top_k", top_k),
@@ -68,7 +74,7 @@ pub(super) fn show(generation: &Generation) -> String {
         ("presence_penalty", presence_penalty),
         ("frequency_penalty", frequency_penalty),
         ("seed", seed),
-        ("max_tokens", &generation.max_tokens),
+        ("max_tokens", &max_tokens),
     ];
     rows.map(|(name, value)| format!("{name:<18}  {value}"))
         .join("\n")

@@ -15,6 +15,7 @@ use kimi_linear_plan::report;
 use kimi_linear_plan::trace::Trace;
 use serde_json::json;
 
+use super::super::options::parse_tokens_u32;
 use super::parse;
 
 /// Options of `plan replay --burst`.
@@ -34,8 +35,8 @@ pub(super) struct BurstOptions {
     /// Which parameters the instances of a group drop. Default: the first kind that the instance type lists.
     #[arg(long, value_enum, value_name = "KIND")]
     drop: Option<FormName>,
-    /// Policies for full memory to compare, separated by commas.
-    #[arg(long, value_enum, value_name = "POLICY", value_delimiter = ',', default_values_t = PolicyName::value_variants().to_vec())]
+    /// Policies for full memory to compare, separated by commas. Default: all of them.
+    #[arg(long, value_enum, value_name = "POLICY", value_delimiter = ',', hide_default_value = true, default_values_t = PolicyName::value_variants().to_vec())]
     policies: Vec<PolicyName>,
     /// Scale the arrival rate so that the mean cache demand, if memory had no limit, is this fraction of the cache memory; the paper has
     /// under 0.6.
@@ -48,7 +49,7 @@ pub(super) struct BurstOptions {
     #[arg(long, value_name = "LENGTHS", value_parser = parse::lognormal)]
     answers: Option<LogNormal>,
     /// Maximum prompt tokens per step. 1,024 of the 14B model take an A800 about 221 ms, the paper's figure for a prefill step.
-    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = parse_tokens_u32)]
     step_tokens: u32,
     /// Time between checks of the cache demand; the default is the paper's.
     #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = parse::time)]

@@ -19,7 +19,8 @@ pub(super) struct Clusters {
     /// `source` says where the numbers come from.
     #[arg(long, value_name = "PROFILE", default_value = "1t-h200")]
     profile: String,
-    /// Profile of one instance of the local cluster. Default: that of --profile.
+    /// Profile of one instance of the local cluster. Default: that of --profile; with the same hardware in both clusters PrfaaS gains
+    /// little. 1t-h20 beside 1t-h200 is the paper's case study.
     #[arg(long, value_name = "PROFILE")]
     local_profile: Option<String>,
     /// Number of instances in the PrfaaS cluster; 0 for no such cluster.
@@ -28,8 +29,8 @@ pub(super) struct Clusters {
     /// Number of instances in the local cluster, for prefill and decode together.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
     nodes: u32,
-    /// Number of local instances in the baseline without a PrfaaS cluster, such as what the same money buys. Default: --nodes plus
-    /// --prfaas-nodes.
+    /// Number of local instances in the baseline without a PrfaaS cluster, for example as many as cost the same. Default: --nodes
+    /// plus --prfaas-nodes.
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(2..))]
     homogeneous_nodes: Option<u32>,
     /// Bandwidth of the link between the clusters in bit/s in each direction, such as 100G.

@@ -16,6 +16,7 @@ use kimi_linear_plan::report;
 use kimi_linear_plan::trace::{Generate, Shape, Trace};
 use serde_json::json;
 
+use super::super::options::parse_tokens_u32;
 use super::burst::{BurstOptions, Output};
 use super::clusters::Clusters;
 use super::parse::{self, Requests};
@@ -38,10 +39,10 @@ pub(super) struct Arguments {
     rate: Option<f64>,
     /// How the rate of a generated trace varies around its mean: steady, bursts:FACTOR,EVERY,DURATION (such as bursts:3,10m,1m) or
     /// diurnal:AMPLITUDE,PERIOD (such as diurnal:0.5,24h).
-    #[arg(long, value_name = "SHAPE", default_value = "steady", value_parser = parse::shape)]
-    shape: Shape,
+    #[arg(long, value_name = "PATTERN", default_value = "steady", value_parser = parse::shape)]
+    arrivals: Shape,
     /// Output tokens of each generated request.
-    #[arg(long, value_name = "N", default_value_t = super::OUTPUT_TOKENS, value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
+    #[arg(long, value_name = "N", default_value_t = super::OUTPUT_TOKENS, value_parser = parse_tokens_u32)]
     output_tokens: u32,
     /// Random seed of a generated trace.
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -63,7 +64,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
     sweep: Option<u32>,
     /// Write a plot of the simulation over time.
-    #[arg(long, value_name = "OUT.svg")]
+    #[arg(long, value_name = "OUT.svg", visible_alias = "plot")]
     svg: Option<PathBuf>,
     /// Print one JSON object instead of text.
     #[arg(long)]
@@ -115,7 +116,7 @@ impl Arguments {
             output: self.output_tokens,
             count: self.count,
             rate: self.rate.unwrap_or(RATE) * times,
-            shape: self.shape,
+            shape: self.arrivals,
             seed: self.seed,
         };
         Ok(generate.trace()?)

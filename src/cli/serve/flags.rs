@@ -1,6 +1,6 @@
 //! The flags of `serve`, grouped by topic, with vLLM's names where vLLM has the flag.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -20,7 +20,8 @@ pub(super) struct Http {
     /// Address to listen on; 0.0.0.0 is all interfaces.
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
     pub(super) host: String,
-    /// Port to listen on; 0 picks a free port, which is printed.
+    /// Port to listen on; 0 picks a free port, which is printed. The server listens before the model is loaded, and answers requests for
+    /// it with 503 until then; /health says when it is ready.
     #[arg(long, value_name = "PORT", default_value_t = 8000)]
     pub(super) port: u16,
     /// Unix socket to listen on, in place of --host and --port.
@@ -29,13 +30,12 @@ pub(super) struct Http {
     /// Path prefix under which a proxy shows the server, such as /llm. Paths are answered with and without it.
     #[arg(long, value_name = "PATH")]
     root_path: Option<String>,
-    #[command(flatten)]
-    ssl: Ssl,
     /// API key that clients must send as a bearer token. Can be repeated. A key in KIMI_LINEAR_API_KEY or VLLM_API_KEY is accepted
     /// too, and does not show in the process list. Default: no key is needed.
     #[arg(long, value_name = "KEY")]
     api_key: Vec<String>,
-    /// Model names that requests may use. Default: the name of the model's folder or file.
+    /// Model names that requests may use, separated by spaces: every word up to the next option is a name, so MODEL comes before this
+    /// option. Default: the name of the model's folder or file.
     #[arg(long, value_name = "NAME", num_args = 1..)]
     served_model_name: Vec<String>,
     /// Origins whose web pages may call this server (CORS), or a JSON list of them; `*` allows all. Default: localhost on any port.
@@ -61,6 +61,9 @@ pub(super) struct Http {
     /// `parse_special` overrides it.
     #[arg(long)]
     parse_special: bool,
+    // Options with a help heading come last: clap puts what follows them under the same heading.
+    #[command(flatten)]
+    ssl: Ssl,
 }
 
 impl Http {
@@ -109,6 +112,24 @@ impl Http {
             these if these.iter().any(|origin| origin == "*") => Origins::Any,
             _ => Origins::These(origins),
         })
+    }
+
+    /// Refuses a model among the values of the options that take all words up to the next option.
+    pub(super) fn check_lists(&self) -> Result<()> {
+        let lists = [
+            ("--served-model-name", &self.served_model_name),
+            ("--allowed-origins", &self.allowed_origins),
+            ("--allowed-hosts", &self.allowed_hosts),
+        ];
+        for (name, values) in lists {
+            if let Some(path) = values.iter().find(|value| Path::new(value).exists()) {
+                bail!(
+                    "{name} takes every word up to the next option, and {path} is a file or folder: put the model first, as in `serve \
+                     {path} {name} ..`, or use --model {path}"
+                );
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn options(&self, model: &str) -> Result<ServerOptions> {
@@ -260,11 +281,11 @@ pub(super) struct Caching {
     /// Compute every prompt from its first token.
     #[arg(long, overrides_with = "enable_prefix_caching")]
     no_enable_prefix_caching: bool,
-    /// Number of KDA state slots for cached prefixes, in addition to one for each running sequence. Default: --max-num-seqs, at least
-    /// 8; 0 without prefix caching.
+    /// Number of KDA states kept on the device for cached prefixes, in addition to one for each running sequence. Default:
+    /// --max-num-seqs, at least 8; 0 without prefix caching.
     #[arg(long, value_name = "N")]
     prefix_checkpoints: Option<usize>,
-    /// GiB of host memory for states and latents that are moved off the device.
+    /// GiB of host memory for the caches (KDA states and MLA latents) of preempted requests and of cached prefixes.
     #[arg(long, value_name = "GIB", default_value_t = 4.0, value_parser = gibibytes)]
     swap_space: f64,
 }

@@ -14,7 +14,7 @@ pub(super) struct Vllm {
     /// No effect: the model may always call the tools of a request.
     #[arg(long)]
     enable_auto_tool_choice: bool,
-    /// No effect on results.
+    /// No effect; the environment variable KIMI_LINEAR_GRAPHS=0 turns CUDA graphs off.
     #[arg(long)]
     enforce_eager: bool,
     /// Format of the model's tool calls. Only kimi_k2 is supported.
