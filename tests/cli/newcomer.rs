@@ -408,18 +408,16 @@ fn text_is_given_in_the_same_ways_to_every_command() {
         assert!(output.status.success());
         serde_json::from_slice(&output.stdout).unwrap()
     };
-    let tokenize = |arguments: &[&str]| [&["tokenize", "--json"], arguments].concat();
-    let argument = ids(&program(&tokenize(&[FACT]), None).output().unwrap());
-    let option = program(&tokenize(&["--text", FACT]), None).output();
-    assert_eq!(ids(&option.unwrap()), argument);
-    assert_eq!(ids(&piped(&tokenize(&["-f", "-"]), FACT)), argument);
-    let score = |arguments: &[&str]| {
-        let fixed = ["score", "--backend", "cpu", "--json"];
-        [&fixed, arguments].concat()
-    };
-    let argument = ids(&program(&score(&[FACT]), None).output().unwrap());
-    assert_eq!(ids(&piped(&score(&["-f", "-"]), FACT)), argument);
-    let piped = piped(&["run", "--backend", "cpu", "-f", "-"], FACT);
+    for command in [&["tokenize", "--json"][..], &["score", "--json"]] {
+        let argument = program(&[command, &[FACT]].concat(), None).output();
+        let from_stdin = piped(&[command, &["-f", "-"]].concat(), FACT);
+        assert_eq!(ids(&from_stdin), ids(&argument.unwrap()), "{command:?}");
+    }
+    let option = ["tokenize", "--json", "--text", FACT];
+    let option = program(&option, None).output().unwrap();
+    let argument = program(&["tokenize", "--json", FACT], None).output();
+    assert_eq!(ids(&option), ids(&argument.unwrap()));
+    let piped = piped(&["run", "-f", "-"], FACT);
     assert_eq!(answer(&piped), "The red box holds 7.\n");
 }
 
