@@ -100,7 +100,7 @@ impl SchemaChecks {
 
 fn violation(validator: &Validator, text: &str) -> Option<String> {
     // The grammar holds that it is JSON, unless the answer was cut.
-    let value: Value = serde_json::from_str(text).ok()?;
+    let value = read(text)?;
     let error = validator.validate(&value).err()?;
     let path = error.instance_path().to_string();
     let place = match path.as_str() {
@@ -108,6 +108,54 @@ fn violation(validator: &Validator, text: &str) -> Option<String> {
         path => format!("`{}`: ", shorten(path)),
     };
     Some(format!("{place}{}", shorten(&error.masked().to_string())))
+}
+
+/// A JSON text as a value. A number that f64 cannot hold, such as 1e999, is the largest finite number of its sign: serde_json refuses
+/// it, although it is JSON and a grammar of a number allows it.
+fn read(text: &str) -> Option<Value> {
+    let error = match serde_json::from_str(text) {
+        Ok(value) => return Some(value),
+        Err(error) => error,
+    };
+    // serde_json has no other mark of this error.
+    if !error.to_string().starts_with("number out of range") {
+        return None;
+    }
+    let (mut finite, mut rest) = (String::with_capacity(text.len()), text);
+    let is_number = |c: char| c.is_ascii_digit() || "+-.eE".contains(c);
+    while let Some(at) = rest.find(|c: char| c == '"' || c == '-' || c.is_ascii_digit()) {
+        let (before, found) = rest.split_at(at);
+        let end = match found.strip_prefix('"') {
+            Some(inside) => 1 + string_end(inside)?,
+            None => found.find(|c| !is_number(c)).unwrap_or(found.len()),
+        };
+        let (token, after) = found.split_at(end);
+        finite += before;
+        match token.parse::<f64>() {
+            Ok(number) if number.is_infinite() => {
+                finite += &format!("{:e}", f64::MAX.copysign(number))
+            }
+            _ => finite += token,
+        }
+        rest = after;
+    }
+    finite += rest;
+    serde_json::from_str(&finite).ok()
+}
+
+/// The length of the rest of a JSON string, its closing quote included.
+fn string_end(inside: &str) -> Option<usize> {
+    let mut bytes = inside.bytes().enumerate();
+    while let Some((at, byte)) = bytes.next() {
+        match byte {
+            b'"' => return Some(at + 1),
+            b'\\' => {
+                bytes.next();
+            }
+            _ => {}
+        }
+    }
+    None
 }
 
 #[cfg(test)]
@@ -121,6 +169,19 @@ mod tests {
         let mut draft = Draft::default();
         draft.take(&ToolCallEvent::Text(text.to_owned()));
         checks.violation(&draft)
+    }
+
+    #[test]
+    fn numbers_beyond_f64_are_checked_as_the_largest() {
+        let unique = json!({ "uniqueItems": true });
+        for bad in ["[1e999, 1e1000]", "[\"1e999\\\"\", -2E+999, -2.5e999]"] {
+            let found = found(unique.clone(), bad);
+            assert!(found.is_some_and(|text| text.contains("unique")), "{bad}");
+        }
+        for good in ["[1e999, -1e999]", "[\"1e999\", 1e999, \"-1e999\"]"] {
+            assert_eq!(found(unique.clone(), good), None, "{good}");
+        }
+        assert_eq!(found(unique, "[1e999, 1e999"), None, "it was cut");
     }
 
     #[test]
