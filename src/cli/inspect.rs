@@ -5,6 +5,7 @@ mod program;
 mod stored;
 
 use std::io::Write;
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
@@ -13,16 +14,28 @@ use indicatif::{DecimalBytes, HumanCount};
 use kimi_linear::backend;
 use kimi_linear::config::{Attention, Dtype, Ffn, Memory, MemoryRequest, ModelConfig, Part};
 use kimi_linear::engine;
+use kimi_linear_hub::Settings;
 use serde::Serialize;
+use tempfile::TempDir;
 
 use self::program::Phase;
 use self::stored::Stored;
-use super::counted;
 use super::options::{CacheOptions, ModelOptions, config_of, parse_tokens};
+use super::{counted, model_path, pull};
+
+const AFTER_HELP: &str = "\
+Examples:
+  kimi-linear inspect someone/Kimi-Linear-GGUF:Q4_K_M     before a download: will it fit?
+  kimi-linear inspect --model Kimi-Linear --context 128K
+  kimi-linear inspect --shape 48b --program decode";
 
 /// Options of `inspect`.
 #[derive(Args)]
+#[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
+    /// Model, as for --model. Of a model on the hub that was not pulled only the headers are downloaded.
+    #[arg(value_name = "MODEL", conflicts_with_all = ["model", "shape"])]
+    named: Option<PathBuf>,
     #[command(flatten)]
     model: ModelOptions,
     /// Inspect a shape instead of a model: 48b (the published model), tiny, or the path of a model's folder, config.json or GGUF.
@@ -103,10 +116,20 @@ struct OnDevice {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let model = match &arguments.named {
+        Some(named) => arguments.model.clone().of(named.clone()),
+        None => arguments.model.clone(),
+    };
+    // The folder of headers is there as long as they are read.
+    let headers = remote_headers(&model)?;
+    let opened = match &headers {
+        Some((_, path)) => model.of(path.clone()),
+        None => model,
+    };
     let (config, files) = match &arguments.shape {
         Some(shape) => (config_of(shape)?, None),
         None => {
-            let files = arguments.model.files()?;
+            let files = opened.files()?;
             (files.config()?, Some(files))
         }
     };
@@ -137,6 +160,29 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     } else {
         print(&report)
     }
+}
+
+/// The headers of a model on the hub that was not pulled, in a folder that lives as long as the first value; `None` for a model that is here.
+fn remote_headers(model: &ModelOptions) -> Result<Option<(TempDir, PathBuf)>> {
+    let given = model
+        .given()
+        .filter(|path| !model_path::is_below_a_folder(path));
+    let Some(name) = given.and_then(model_path::on_hub) else {
+        return Ok(None);
+    };
+    let settings = Settings::from_environment()?;
+    if settings.offline || kimi_linear_hub::find(&settings, &name)?.is_some() {
+        return Ok(None);
+    }
+    let mut stderr = std::io::stderr();
+    writeln!(
+        stderr,
+        "{name} is not in the cache: reading its headers from {}",
+        settings.endpoint.host_str().unwrap_or_default()
+    )?;
+    let folder = tempfile::tempdir()?;
+    let path = kimi_linear_hub::headers(&settings, &name, folder.path(), &pull::print_event)?;
+    Ok(Some((folder, path)))
 }
 
 fn report(arguments: &Arguments, config: &ModelConfig, stored: Option<Stored>) -> Report {

@@ -12,9 +12,11 @@ mod generate;
 mod inspect;
 mod log;
 mod manual;
+mod model_path;
 mod options;
 mod plan;
 mod progress;
+mod pull;
 mod score;
 #[cfg(feature = "server")]
 mod serve;
@@ -34,8 +36,9 @@ use self::log::Log;
 const AFTER_HELP: &str = "\
 Examples:
   kimi-linear run \"Hello\"                        one answer of the built-in demo model
-  kimi-linear chat --model Kimi-Linear           a chat with a model in a folder (or a GGUF file)
-  kimi-linear inspect --model Kimi-Linear        will it fit on this machine?
+  kimi-linear inspect ORG/NAME:Q4_K_M            will a model of the Hugging Face hub fit on this machine?
+  kimi-linear pull ORG/NAME:Q4_K_M               download it
+  kimi-linear chat --model ORG/NAME:Q4_K_M       a chat with it, or with a model in a folder or a GGUF file
   kimi-linear serve --model Kimi-Linear          an OpenAI-compatible server on port 8000
 
 Numbers of tokens may have a unit: 128K and 1M count by 1,024, 128k and 1m by 1,000, as in vLLM.
@@ -75,6 +78,11 @@ enum Command {
     /// Start an OpenAI-compatible HTTP server.
     #[cfg(feature = "server")]
     Serve(Box<serve::Arguments>),
+    /// Download a model from the Hugging Face hub, into the cache of Python's huggingface_hub.
+    ///
+    /// Only the files that this program reads are downloaded: of a repository of GGUF files those of one quantisation. The hash of every file is
+    /// checked. A pull that was interrupted goes on where it stopped when the same command runs again.
+    Pull(pull::Arguments),
     /// Print a model's layers, parameters, weight formats and memory use; reads headers, not weights.
     #[command(
         after_help = "Examples:\n  kimi-linear inspect --model Kimi-Linear --context 1M\n  kimi-linear inspect --shape 48b"
@@ -140,6 +148,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Score(arguments) => score::run(&arguments),
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Tokenize(arguments) => tokenize::run(&arguments),
+        Command::Pull(arguments) => pull::run(arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Devices(arguments) => devices::run(&arguments),

@@ -1,12 +1,11 @@
 //! Options that several subcommands share, and what they open.
 
-use std::fs::File;
-use std::io::Read;
+use std::ffi::OsStr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use kimi_linear::backend::{self, Backend, BackendKind, Device};
 use kimi_linear::checkpoint::ModelFiles;
@@ -18,14 +17,15 @@ use kimi_linear::llm::{Llm, LlmFiles, LlmOptions};
 use kimi_linear::model::{Limits, Model};
 use kimi_linear::tokenizer::{ChatTemplate, Tokenizer};
 
+use super::model_path;
 use super::progress::Progress;
 
 /// The model and its tokenizer.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub(crate) struct ModelOptions {
     /// Model: a folder with config.json, tokenizer files and safetensors weights, or a GGUF (the file, any part of a split GGUF,
-    /// or a folder with one GGUF). Default: the built-in demo model.
-    #[arg(short, long, value_name = "DIR|FILE")]
+    /// or a folder with one GGUF), or the name of one that `kimi-linear pull` downloaded. Default: the built-in demo model.
+    #[arg(short, long, value_name = "DIR|FILE|ORG/NAME[:QUANT]")]
     model: Option<PathBuf>,
     /// Tokenizer to use instead of the model's: a folder with tokenizer files, one of these files, or a GGUF.
     #[arg(long, value_name = "DIR|FILE")]
@@ -42,12 +42,14 @@ impl ModelOptions {
     /// The folder or GGUF that was named, or the demo model's folder.
     fn path(&self) -> Result<PathBuf> {
         match &self.model {
-            Some(path) => {
-                check_path(path)?;
-                Ok(path.clone())
-            }
+            Some(model) => model_path::resolve(model),
             None => Ok(demo::folder()?),
         }
+    }
+
+    /// What was named.
+    pub(crate) fn given(&self) -> Option<&Path> {
+        self.model.as_deref()
     }
 
     /// The same options for the model that is there.
@@ -68,19 +70,21 @@ impl ModelOptions {
         Ok(ModelFiles::open(&self.path()?)?.overridden(&self.override_kv)?)
     }
 
-    /// The model's name: that of its folder, or of its file without the extension.
+    /// The model's name: that on the hub, that of its folder, or that of its file without the extension.
     pub(crate) fn name(&self) -> String {
         let Some(path) = &self.model else {
             return "kimi-linear-demo".to_owned();
         };
-        let path = path.canonicalize().ok();
-        let name = path.as_deref().and_then(|path| {
-            if path.is_file() {
-                path.file_stem()
-            } else {
-                path.file_name()
-            }
-        });
+        if let Some(name) = model_path::on_hub(path) {
+            return name.to_string();
+        }
+        let name = if path.is_file() {
+            // Not the name of what it links to, which in the hub's cache is a hash.
+            path.file_stem().map(OsStr::to_owned)
+        } else {
+            let path = path.canonicalize().ok();
+            path.and_then(|path| path.file_name().map(OsStr::to_owned))
+        };
         name.map_or("kimi-linear".to_owned(), |name| {
             name.to_string_lossy().into_owned()
         })
@@ -150,78 +154,6 @@ impl ModelOptions {
                 }
                 template => Ok(template?),
             },
-        }
-    }
-}
-
-/// Refuses a path that is no model, with what to do about it.
-fn check_path(path: &Path) -> Result<()> {
-    let name = path.display().to_string();
-    if !path.exists() {
-        bail!("{}", absent(&name));
-    }
-    if path.is_dir() {
-        return Ok(());
-    }
-    let mut first = Vec::new();
-    let file = File::open(path).and_then(|file| file.take(64).read_to_end(&mut first));
-    file.with_context(|| format!("cannot read {name}"))?;
-    if first.starts_with(b"version https://git-lfs") {
-        bail!(
-            "{name} is a Git LFS pointer, not the file itself: fetch that with `git lfs pull`, or download it again"
-        );
-    }
-    if path
-        .extension()
-        .is_some_and(|ending| ending == "safetensors")
-    {
-        bail!("{name} holds weights alone: --model takes the folder that it is in");
-    }
-    Ok(())
-}
-
-/// The error text for a path that does not exist: hub names and URLs get the command that downloads them.
-fn absent(name: &str) -> String {
-    let word = |text: &str| {
-        let allowed = |c: char| c.is_alphanumeric() || "-_.".contains(c);
-        !text.is_empty() && text.chars().all(allowed) && !text.starts_with('.')
-    };
-    let download = |hub: &str| {
-        let folder = hub.rsplit('/').next().unwrap_or(hub);
-        format!("`hf download {hub} --local-dir {folder}`, then --model {folder}")
-    };
-    if let Some((_, rest)) = name.split_once("://") {
-        let parts: Vec<&str> = rest.split('/').skip(1).take(2).collect();
-        let [owner, model] = parts[..] else {
-            return format!("{name} is a URL: download the model, then --model FOLDER");
-        };
-        return format!(
-            "{name} is a URL: get the model with {}",
-            download(&format!("{owner}/{model}"))
-        );
-    }
-    match name {
-        "demo" => "there is no `demo` here; the demo model is what runs without --model".to_owned(),
-        "48b" => format!(
-            "there is no `48b` here; for its shape alone there is --shape 48b (inspect, bench). The model is 98 GB in bf16: get it with {}",
-            download("moonshotai/Kimi-Linear-48B-A3B-Instruct")
-        ),
-        _ => {
-            let (hub, file) = name.split_once(':').unwrap_or((name, ""));
-            let parts: Vec<&str> = hub.split('/').collect();
-            let is_hub = parts.len() == 2 && parts.iter().all(|part| word(part));
-            if !is_hub || Path::new(parts[0]).exists() {
-                return format!("there is no file or folder `{name}`");
-            }
-            let one = if file.is_empty() {
-                String::new()
-            } else {
-                format!(", where --include '*{file}*' takes that file alone")
-            };
-            format!(
-                "there is no folder `{name}`. It looks like a name on the Hugging Face hub: get it with {}{one} (the 48B model is 98 GB in bf16)",
-                download(hub)
-            )
         }
     }
 }
@@ -388,10 +320,11 @@ pub(crate) fn config_of(shape: &str) -> Result<ModelConfig> {
         "48b" => Ok(ModelConfig::published()?),
         "tiny" => Ok(ModelConfig::tiny()?),
         path => {
-            let config = || anyhow::Ok(ModelFiles::open(Path::new(path))?.config()?);
-            check_path(Path::new(path))
-                .and_then(|()| config())
-                .with_context(|| format!("--shape {path}: neither 48b nor tiny nor a model"))
+            let path = Path::new(path);
+            let config = |path: PathBuf| anyhow::Ok(ModelFiles::open(&path)?.config()?);
+            model_path::resolve(path)
+                .and_then(config)
+                .with_context(|| format!("--shape {shape}: neither 48b nor tiny nor a model"))
         }
     }
 }

@@ -15,6 +15,15 @@ impl Progress {
         )
     }
 
+    /// A bar for bytes from elsewhere, with their rate.
+    pub(crate) fn transfer(what: &'static str, total: u64) -> Self {
+        Self::new(
+            what,
+            total,
+            "{msg:>9} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}",
+        )
+    }
+
     /// A bar for tokens.
     pub(crate) fn tokens(what: &'static str, total: usize) -> Self {
         Self::new(

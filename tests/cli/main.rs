@@ -5,7 +5,12 @@
 mod chat;
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../../src/hub/tests/loopback/mod.rs"]
+mod loopback;
 mod newcomer;
+mod pull;
+#[path = "../common/python.rs"]
+mod python;
 mod refusals;
 
 use std::path::Path;
@@ -61,6 +66,19 @@ fn refusal(output: &Output) -> String {
     );
     assert!(
         stderr.starts_with("error: ") && !stderr.contains("panicked"),
+        "{stderr}"
+    );
+    stderr
+}
+
+/// As [`refusal`], of a command that prints other lines on stderr first; returns them all.
+#[track_caller]
+fn refusal_after_messages(output: &Output) -> String {
+    let stderr = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(output.stdout.is_empty());
+    assert!(
+        stderr.contains("\nerror: ") && !stderr.contains("panicked"),
         "{stderr}"
     );
     stderr

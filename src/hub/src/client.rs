@@ -35,7 +35,7 @@ pub(crate) struct Client<'a> {
 /// An answer with a body to read: 200, 206 or 416.
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
-    /// Headers of the hub's own answer, before any redirect.
+    /// Headers of the hub's own last answer: the one that redirects to another host, or the one that has the body.
     pub(crate) hub: HeaderMap,
     /// Headers of the last answer.
     pub(crate) headers: HeaderMap,
@@ -122,7 +122,7 @@ impl<'a> Client<'a> {
         if_range: Option<&str>,
     ) -> Result<Answer, Failure> {
         let mut at = url.clone();
-        let mut hub = None;
+        let mut hub = HeaderMap::new();
         for _ in 0..=MOST_REDIRECTS {
             let is_hub = at.origin() == self.settings.endpoint.origin();
             let mut request = self.agent.get(at.as_str());
@@ -136,12 +136,14 @@ impl<'a> Client<'a> {
                 }
             }
             let answer = request.call();
-            let answer = answer.map_err(|error| Failure::Again(error.to_string(), None))?;
+            let answer = answer.map_err(|error| unanswered(&at, &error))?;
             let (parts, body) = answer.into_parts();
             let headers = parts.headers;
             let status = parts.status;
+            if is_hub {
+                hub = headers.clone();
+            }
             if !status.is_redirection() {
-                let hub = hub.unwrap_or_else(|| headers.clone());
                 let answer = Answer {
                     status,
                     hub,
@@ -151,7 +153,6 @@ impl<'a> Client<'a> {
                 return self.judged(&at, is_hub, answer);
             }
             at = next(&at, &headers)?;
-            hub.get_or_insert(headers);
         }
         let found = format!("more than {MOST_REDIRECTS}");
         Err(wrong(url, "a file after some redirects", &found).into())
@@ -320,6 +321,21 @@ impl Patience {
     pub(crate) fn progressed(&mut self) {
         self.failed = 0;
     }
+}
+
+/// The failure of a request without an answer. What is wrong with a certificate stays wrong.
+fn unanswered(url: &Url, error: &ureq::Error) -> Failure {
+    let why = error.to_string();
+    let is_tls = match error {
+        ureq::Error::Tls(_) | ureq::Error::Rustls(_) => true,
+        ureq::Error::Io(error) => error.kind() == std::io::ErrorKind::InvalidData,
+        _ => false,
+    };
+    if is_tls {
+        let url = shown(url);
+        return HubError::Certificate { url, why }.into();
+    }
+    Failure::Again(why, None)
 }
 
 /// The address of a redirect.

@@ -94,6 +94,16 @@ pub enum HubError {
         /// Number of attempts.
         attempts: u32,
     },
+    /// TLS with a host fails: most often something on the way has a certificate of its own.
+    #[error(
+        "{url}: {why}; SSL_CERT_FILE can name a file of certificates to trust instead of the built-in ones"
+    )]
+    Certificate {
+        /// What was asked, without its query.
+        url: String,
+        /// Why TLS fails.
+        why: String,
+    },
     /// An answer that no hub would give.
     #[error("{url}: expected {expected}, found {found}")]
     Answer {

@@ -254,6 +254,10 @@ impl State {
                 _ => reply(403, Vec::new(), b"no signature".to_vec()),
             };
         }
+        if path.contains("/old/name") {
+            let to = asked.path.replace("old/name", &self.repository);
+            return reply(307, vec![("Location", to)], Vec::new());
+        }
         let bearer = self.token.as_ref().map(|token| format!("Bearer {token}"));
         if bearer.is_some() && asked.headers.get("authorization") != bearer.as_ref() {
             let code = if self.gated {

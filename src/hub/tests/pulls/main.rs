@@ -347,6 +347,21 @@ fn refusals_say_what_to_do() {
 }
 
 #[test]
+fn a_renamed_model_is_found_by_its_old_name() {
+    let mut place = place(quantised());
+    place.hub.require("hf_secret", false);
+    place.settings.token = Some(Token::new("hf_secret").unwrap());
+    let pulled = place.pull("old/name").unwrap();
+    assert!(fs::read(pulled.path).unwrap() == quantised()[0].1);
+    place.hub.fail(GGUF, [Fault::Etag("0".repeat(64))]);
+    let error = place.pull(REPOSITORY).unwrap_err();
+    assert!(
+        matches!(error, HubError::Changed { .. }),
+        "etags are those of the last answer of the hub: {error}"
+    );
+}
+
+#[test]
 fn a_hub_cannot_write_outside_its_folder() {
     let place = place(checkpoint());
     for path in [
