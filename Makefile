@@ -26,7 +26,7 @@ CARGO := cargo
 PROFILE := --release
 
 SERVE_FLAGS :=
-PYTHON_PACKAGES := openai==3.52.0 anthropic==2.14.0 matplotlib==3.11.2 numpy==2.4.6 safetensors==0.8.0 gguf==0.19.0 jinja2==3.1.6
+PYTHON_PACKAGES := openai==3.52.0 anthropic==2.14.0 matplotlib==3.11.2 huggingface_hub==2.4.0 numpy==2.4.6 safetensors==0.8.0 gguf==0.19.0 jinja2==3.1.6
 DEMO_PROMPT := The red box holds 7. The blue box holds 2. Now the red box holds 3. What does the red box hold?
 
 # Mesa's software driver complains on every start where this is unset, as in containers.
@@ -120,7 +120,7 @@ app-pictures: install-rust-components install-xvfb target/python/made
 
 # Our own crates with little optimisation and incrementally; dependencies are those of `make test`.
 QUICK := $(PROFILE) --locked --workspace --config profile.release.incremental=true \
-	$(foreach crate,kimi-linear kimi-linear-app kimi-linear-plan,--config profile.release.package.$(crate).opt-level=1)
+	$(foreach crate,kimi-linear kimi-linear-app kimi-linear-hub kimi-linear-plan,--config profile.release.package.$(crate).opt-level=1)
 
 quick: install-rust-components
 	$(CARGO) fmt --all --check

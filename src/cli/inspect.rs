@@ -25,7 +25,7 @@ use super::{counted, model_path, pull};
 
 const AFTER_HELP: &str = "\
 Examples:
-  kimi-linear inspect someone/Kimi-Linear-GGUF:Q4_K_M     before a download: will it fit?
+  kimi-linear inspect someone/Kimi-Linear-GGUF:Q4_K_M   before a download: will it fit?
   kimi-linear inspect --model Kimi-Linear --context 128K
   kimi-linear inspect --shape 48b --program decode";
 

@@ -78,9 +78,9 @@ enum Command {
     /// Start an OpenAI-compatible HTTP server.
     #[cfg(feature = "server")]
     Serve(Box<serve::Arguments>),
-    /// Download a model from the Hugging Face hub, into the cache of Python's huggingface_hub.
+    /// Download a model from the Hugging Face hub.
     ///
-    /// Only the files that this program reads are downloaded: of a repository of GGUF files those of one quantisation. The hash of every file is
+    /// It goes to the cache of Python's huggingface_hub. Only the files that this program reads are downloaded: of a repository of GGUF files those of one quantisation. The hash of every file is
     /// checked. A pull that was interrupted goes on where it stopped when the same command runs again.
     Pull(pull::Arguments),
     /// Print a model's layers, parameters, weight formats and memory use; reads headers, not weights.

@@ -17,13 +17,14 @@ use super::progress::Progress;
 
 const AFTER_HELP: &str = "\
 Examples:
-  kimi-linear pull moonshotai/Kimi-Linear-48B-A3B-Instruct     the published checkpoint in bf16, 98 GB
-  kimi-linear pull someone/Kimi-Linear-GGUF:Q4_K_M             one quantisation of a repository of GGUF files
-  kimi-linear chat --model someone/Kimi-Linear-GGUF:Q4_K_M     use it
-  HF_HOME=/mnt/models kimi-linear pull ORG/NAME                keep it on another disk
+  kimi-linear pull moonshotai/Kimi-Linear-48B-A3B-Instruct   the checkpoint in bf16, 98 GB
+  kimi-linear pull someone/Kimi-Linear-GGUF:Q4_K_M           one of several GGUF files
+  kimi-linear chat --model someone/Kimi-Linear-GGUF:Q4_K_M   use it
+  HF_HOME=/mnt/models kimi-linear pull ORG/NAME              keep it on another disk
 
-The variables are those of Python's huggingface_hub: HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN (or its token file), HF_HUB_OFFLINE.
-SSL_CERT_FILE names certificates to trust instead of the built-in ones; HTTPS_PROXY, HTTP_PROXY and NO_PROXY are read too.
+The variables are those of Python's huggingface_hub: HF_HOME, HF_HUB_CACHE, HF_ENDPOINT,
+HF_TOKEN (or its token file), HF_HUB_OFFLINE. SSL_CERT_FILE names certificates to trust
+instead of the built-in ones. HTTPS_PROXY, HTTP_PROXY and NO_PROXY are read too.
 The path of the model is printed on stdout.";
 
 /// Options of `pull`.

@@ -153,7 +153,7 @@ fn a_pulled_model_is_used_by_its_name() {
             .all(|asked| asked.path.starts_with("/api/"))
     );
     // The commands that read no weights take the name too, and without the hub.
-    let mut offline = place.command(&["tokenize", "hello", "--model", REPOSITORY]);
+    let mut offline = place.command(&["tokenize", "--text", "hello", "--model", REPOSITORY]);
     assert!(
         offline
             .env("HF_HUB_OFFLINE", "1")

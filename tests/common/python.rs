@@ -11,7 +11,7 @@ pub fn interpreter() -> PathBuf {
     });
     assert!(
         python.exists(),
-        "{}: not there; `make target/python/made` makes it, or KIMI_LINEAR_TEST_PYTHON names a Python with `openai`, `anthropic`, `numpy`, `safetensors`, `gguf`, `jinja2` and `matplotlib`",
+        "{}: not there; `make target/python/made` makes it, or KIMI_LINEAR_TEST_PYTHON names a Python with `openai`, `anthropic`, `numpy`, `safetensors`, `gguf`, `huggingface_hub`, `jinja2` and `matplotlib`",
         python.display()
     );
     python

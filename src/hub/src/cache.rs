@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::choose::{self, INDEX, Kind};
 use crate::error::HubError;
@@ -78,8 +79,10 @@ impl Layout {
         let up = "../".repeat(file.path.split('/').count() + 1);
         let target = format!("{up}blobs/{}", file.hash.hex());
         // A link of a name of its own is moved over what is there: nobody finds the name without a file.
-        let new = pointer.with_file_name(format!(".{}.{}", file.hash.hex(), std::process::id()));
+        let new = pointer.with_file_name(unique(file.hash.hex()));
         let made = parent(&pointer).and_then(|()| {
+            // What a process of the same number left when it was killed.
+            let _ = fs::remove_file(&new);
             let linked =
                 symlink(Path::new(&target), &new).and_then(|()| fs::rename(&new, &pointer));
             linked.or_else(|_| fs::rename(&blob, &pointer))
@@ -87,13 +90,13 @@ impl Layout {
         made.map_err(|source| HubError::write(&pointer, source))
     }
 
-    /// Writes which commit a branch or tag is.
+    /// Writes which commit a branch or tag is, unless that is known: a cache that is only readable is enough for a model that is there.
     pub(crate) fn refer(&self, revision: &str, commit: &str) -> Result<(), HubError> {
-        if revision == commit {
+        if revision == commit || self.referred(revision).as_deref() == Some(commit) {
             return Ok(());
         }
         let path = self.root.join("refs").join(revision);
-        let new = path.with_file_name(format!(".{}.tmp", std::process::id()));
+        let new = path.with_file_name(unique("ref"));
         let written = parent(&path)
             .and_then(|()| fs::write(&new, commit))
             .and_then(|()| fs::rename(&new, &path));
@@ -166,6 +169,13 @@ pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value, HubError> {
     let read = File::open(path).and_then(|file| file.take(LONGEST).read_to_end(&mut bytes));
     read.map_err(|source| HubError::read(path, source))?;
     Ok(serde_json::from_slice(&bytes).unwrap_or_default())
+}
+
+/// The name of a file that is renamed at once, which no other thread or process uses.
+fn unique(name: &str) -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    format!(".{name}.{}.{count}", std::process::id())
 }
 
 /// Makes the folder of a file.

@@ -66,15 +66,20 @@ pub(crate) fn commit(
     revision: &str,
 ) -> Result<String, HubError> {
     let url = client.api(["revision", revision]);
+    let unknown = || HubError::NoSuchRevision {
+        repository: repository.to_owned(),
+        revision: revision.to_owned(),
+    };
+    // It becomes the name of a file in the cache.
+    if !is_inside(revision) {
+        return Err(unknown());
+    }
     let found: Result<(Revision, _), HubError> = client.json(&url);
     match found {
         Ok((Revision { sha }, _)) if is_commit(&sha) => Ok(sha),
         Ok((Revision { sha }, _)) => Err(wrong(&url, "a commit of 40 hexadecimal digits", &sha)),
         // With the repository itself missing the hub names that.
-        Err(HubError::Status { status: 404, .. }) => Err(HubError::NoSuchRevision {
-            repository: repository.to_owned(),
-            revision: revision.to_owned(),
-        }),
+        Err(HubError::Status { status: 404, .. }) => Err(unknown()),
         Err(error) => Err(error),
     }
 }

@@ -297,11 +297,15 @@ fn refusals_say_what_to_do() {
         missing.contains("has no model someone/else that a visitor without a token may see"),
         "{missing}"
     );
-    let revision = pull(&place.settings, &name(REPOSITORY), Some("v9"), &|_| {});
-    assert_eq!(
-        revision.unwrap_err().to_string(),
-        "someone/Kimi-Linear has no revision `v9`: expected a branch, a tag or a commit"
-    );
+    for unknown in ["v9", "../../main"] {
+        let revision = pull(&place.settings, &name(REPOSITORY), Some(unknown), &|_| {});
+        assert_eq!(
+            revision.unwrap_err().to_string(),
+            format!(
+                "someone/Kimi-Linear has no revision `{unknown}`: expected a branch, a tag or a commit"
+            )
+        );
+    }
     place.hub.require("hf_right", true);
     let gated = place.pull(REPOSITORY).unwrap_err().to_string();
     let terms = format!(
@@ -317,6 +321,14 @@ fn refusals_say_what_to_do() {
     );
     place.settings.token = Some(Token::new("hf_right").unwrap());
     place.pulls_the_gguf();
+    let revision = pull(
+        &place.settings,
+        &name(REPOSITORY),
+        Some("refs/pr/1"),
+        &|_| {},
+    );
+    assert!(revision.unwrap().path.ends_with(GGUF));
+    assert!(place.root().join("refs/refs/pr/1").exists());
 
     let none = self::place(vec![
         ("pytorch_model.bin", bytes(9, 1)),
