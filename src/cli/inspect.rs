@@ -23,15 +23,8 @@ use self::stored::Stored;
 use super::options::{CacheOptions, ModelOptions, config_of, parse_tokens};
 use super::{counted, model_path, pull};
 
-const AFTER_HELP: &str = "\
-Examples:
-  kimi-linear inspect someone/Kimi-Linear-GGUF:Q4_K_M   before a download: will it fit?
-  kimi-linear inspect --model Kimi-Linear --context 128K
-  kimi-linear inspect --shape 48b --program decode";
-
 /// Options of `inspect`.
 #[derive(Args)]
-#[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
     /// Model, as for --model. Of a model on the hub that was not pulled only the headers are downloaded.
     #[arg(value_name = "MODEL", conflicts_with_all = ["model", "shape"])]

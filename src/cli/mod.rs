@@ -80,12 +80,13 @@ enum Command {
     Serve(Box<serve::Arguments>),
     /// Download a model from the Hugging Face hub.
     ///
-    /// It goes to the cache of Python's huggingface_hub. Only the files that this program reads are downloaded: of a repository of GGUF files those of one quantisation. The hash of every file is
-    /// checked. A pull that was interrupted goes on where it stopped when the same command runs again.
+    /// It goes to the cache of Python's huggingface_hub. Only the files that this program reads are downloaded: of a repository of GGUF files
+    /// those of one quantisation. The hash of every file is checked. A pull that was interrupted goes on where it stopped when the same command
+    /// runs again.
     Pull(pull::Arguments),
     /// Print a model's layers, parameters, weight formats and memory use; reads headers, not weights.
     #[command(
-        after_help = "Examples:\n  kimi-linear inspect --model Kimi-Linear --context 1M\n  kimi-linear inspect --shape 48b"
+        after_help = "Examples:\n  kimi-linear inspect someone/Kimi-Linear-GGUF:Q4_K_M     before a download: will it fit?\n  kimi-linear inspect --model Kimi-Linear --context 1M\n  kimi-linear inspect --shape 48b"
     )]
     Inspect(inspect::Arguments),
     /// List the backends and devices of this machine.
