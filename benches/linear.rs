@@ -94,6 +94,7 @@ fn products(name: &str, rows: usize, weights: usize) -> (CpuBackend, Box<dyn Ste
         tokens: vec![0; rows],
         segments: vec![segment],
         outputs: Vec::new(),
+        draws: Vec::new(),
     };
     (backend, step, batch)
 }

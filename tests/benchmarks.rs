@@ -88,6 +88,7 @@ fn logits(backend: Box<dyn Backend>, seed: u32) -> Vec<f32> {
         candidates: 1,
         keep_rows: true,
         probe_hidden: false,
+        draws: kimi_linear::backend::DrawCapacity::NONE,
     };
     let mut step = model.step(limits.step, step_options).unwrap();
     let batch = Batch {
@@ -103,6 +104,7 @@ fn logits(backend: Box<dyn Backend>, seed: u32) -> Vec<f32> {
         outputs: (0..tokens)
             .map(|row| OutputRow { row, target: None })
             .collect(),
+        draws: Vec::new(),
     };
     let output = step.submit(&batch).unwrap().wait().unwrap();
     assert!(output.choices.iter().all(|choice| choice.finite));

@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex};
 use kimi_linear::backend::cuda::CudaBackend;
 use kimi_linear::backend::cuda::machine::{Answers, Buffer, Command, Machine, Memory, Work};
 use kimi_linear::backend::{
-    Backend, Batch, Block, Capacity, Device, OutputRow, Result, Segment, Slot, Ticket,
+    Backend, Batch, Block, Capacity, Device, Draw, DrawCapacity, OutputRow, Result, Segment, Slot,
+    Ticket,
 };
 use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::model::{Limits, Model, StepOptions};
@@ -88,10 +89,17 @@ fn batch(segments: Vec<Segment>) -> Batch {
             target: None,
         }
     });
+    let rows = segments.len();
+    // As most clients sample.
+    let draw = |row| Draw {
+        temperature: 1.0,
+        ..Draw::best(row)
+    };
     Batch {
         tokens: vec![1; tokens],
         outputs: outputs.collect(),
         segments,
+        draws: (0..rows).map(draw).collect(),
     }
 }
 
@@ -131,6 +139,7 @@ fn counted(segments: Vec<Segment>) -> BTreeMap<String, usize> {
         candidates: 1,
         keep_rows: false,
         probe_hidden: false,
+        draws: DrawCapacity::of(&batch.draws),
     };
     let mut step = model.step(capacity, step_options).unwrap();
     step.submit(&batch).unwrap().wait().unwrap();

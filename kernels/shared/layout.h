@@ -3,7 +3,7 @@
 #pragma once
 
 enum : u32 {
-    NONE = 4294967295u,                     // no slot, no target, no split
+    NONE = 4294967295u,                     // no slot, no target, no split, no list
     FORMAT_F32 = 0u,                        // the format of a weight's numbers
     FORMAT_BF16 = 1u,                       // the format of a weight's numbers
     FORMAT_F16 = 2u,                        // the format of a weight's numbers
@@ -49,7 +49,9 @@ enum : u32 {
     SEVERAL_SCANS = 22u,                    // scans of segments of several tokens
     SPLIT_TOTAL = 23u,                      // splits
     CUT_TOTAL = 24u,                        // segments that are cut into splits
-    HEADER = 25u,                           // Words of the batch's header.
+    DRAWS = 25u,                            // draws
+    AT_DRAWS = 26u,                         // [draws, DRAW_WORDS]: followed by the lists of allowed tokens and of changes
+    HEADER = 27u,                           // Words of the batch's header.
     START = 0u,                             // its first row
     LENGTH = 1u,                            // tokens; 0 copies the state
     POSITION = 2u,                          // tokens of the sequence before the segment
@@ -95,4 +97,20 @@ enum : u32 {
     CUT_SPLIT = 1u,                         // number of its first split
     CUT_SPLITS = 2u,                        // number of splits
     CUT_WORDS = 3u,                         // A segment that is cut into splits.
+    DRAW_ROW = 0u,                          // its output row
+    DRAW_SCALE = 1u,                        // f32: 2^26 log2(e) / temperature, or 0 for the best token
+    DRAW_TOP_K = 2u,                        // tokens kept, or 0
+    DRAW_TOP_P = 3u,                        // share of the weights kept in units of 2^-32, or 0
+    DRAW_LEAST = 4u,                        // least weight kept
+    DRAW_RANDOM = 5u,                       // random number in units of 2^-32
+    DRAW_ALLOWED = 6u,                      // offset of its bit mask of allowed tokens in the batch, or NONE
+    DRAW_CHANGES = 7u,                      // offset of its changes in the batch: [n, CHANGE_WORDS]
+    DRAW_CHANGE_COUNT = 8u,                 // changes
+    DRAW_CHANGED = 9u,                      // its row of changed logits, or NONE
+    DRAW_WORDS = 10u,                       // A draw of a token.
+    CHANGE_TOKEN = 0u,                      // the token
+    CHANGE_POSITIVE = 1u,                   // f32: factor of a logit above 0
+    CHANGE_NEGATIVE = 2u,                   // f32: factor of any other logit
+    CHANGE_ADD = 3u,                        // f32: added last
+    CHANGE_WORDS = 4u,                      // A change of a logit.
 };

@@ -1,6 +1,8 @@
 // The best of a workgroup's candidates: the greatest value, and of equal values the lower id. Values are compared as keys,
 // integers in the order of the floats, so that results do not depend on a driver's treatment of NaN.
 
+// #import shared/order
+
 // Number of threads with a candidate each: the whole workgroup.
 const RIVALS: u32 = 64u;
 
@@ -14,16 +16,6 @@ struct Rival {
 const NOBODY: Rival = Rival(0u, 0xffffffffu);
 
 var<workgroup> rivals: array<Rival, RIVALS>;
-
-// An integer key in the total order of all floats.
-fn order_key(bits: u32) -> u32 {
-    return bits ^ select(0x80000000u, 0xffffffffu, bits >> 31u == 1u);
-}
-
-// The float of a key.
-fn key_bits(key: u32) -> u32 {
-    return key ^ select(0xffffffffu, 0x80000000u, key >> 31u == 1u);
-}
 
 // Whether a comes before b.
 fn before(a: Rival, b: Rival) -> bool {

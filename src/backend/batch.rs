@@ -3,7 +3,7 @@
 //! A batch is ragged: a concatenation of segments of several sequences, such as a 500-token segment of a prompt beside thirty
 //! single-token decodes. It contains only numbers; the engine has assigned slots and blocks before.
 
-use super::{Block, Slot};
+use super::{Block, Draw, Slot};
 
 /// Maximum sizes of a step's batches; buffers and grids are planned for them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -36,7 +36,7 @@ impl Capacity {
 }
 
 /// One submission: the tokens of all segments, and the slots and blocks of their sequences.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
     /// Token ids, `sum of segment lengths` of them.
     pub tokens: Vec<u32>,
@@ -44,6 +44,8 @@ pub struct Batch {
     pub segments: Vec<Segment>,
     /// The rows whose logits are requested, ascending.
     pub outputs: Vec<OutputRow>,
+    /// The draws from these rows, for a step that [samples](super::Op::Sample).
+    pub draws: Vec<Draw>,
 }
 
 /// Consecutive tokens of one sequence.

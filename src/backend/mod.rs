@@ -18,6 +18,7 @@ mod collective;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub(crate) mod draw;
 pub mod dry;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
@@ -40,6 +41,7 @@ pub use block::{KdaBlock, MlaBlock, MlpBlock, MoeBlock};
 #[cfg(not(target_arch = "wasm32"))]
 pub use choose::{BackendKind, devices, open};
 pub use collective::{Alone, Collective, Shard, Threads};
+pub use draw::{Draw, DrawCapacity, Drawn, LogitChange};
 pub use operation::*;
 pub use pool::{Block, LatentLayout, LatentPool, Slot, StateLayout, StatePool};
 pub use program::Program;
@@ -249,6 +251,9 @@ pub struct Choice {
 pub struct StepOutput {
     /// One choice per output row, in the batch's order.
     pub choices: Vec<Choice>,
+    /// One result per draw, in the batch's order: a token and its logit, or `None` if the draw allows no token. Of a row that is
+    /// not finite it is any token.
+    pub draws: Vec<Option<Drawn>>,
     /// The logits of the output rows, `[outputs, vocabulary]`, if [`Select::keep_rows`] is set.
     pub logits: Vec<f32>,
     /// The probed tensors, in the program's order.

@@ -8,7 +8,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
-use super::{KdaBlock, LatentPool, MlaBlock, MlpBlock, MoeBlock, StatePool, Tensor, Weight};
+use super::{
+    DrawCapacity, KdaBlock, LatentPool, MlaBlock, MlpBlock, MoeBlock, StatePool, Tensor, Weight,
+};
 
 /// Declares [`Op`], the names of its variants, and how arguments become one.
 macro_rules! ops {
@@ -75,6 +77,8 @@ ops! {
     AllGather(AllGather) = "all_gather", AllGather;
     /// The next token of each output row: its best candidates and log-normaliser.
     Select(Select) = "select", Select;
+    /// Draws a token for each [`Draw`](super::Draw) of the batch.
+    Sample(Sample) = "sample", Sample;
     /// Returns this tensor's rows, with their values at this point of the program, in
     /// [`StepOutput::probes`](super::StepOutput::probes) of every submission.
     Probe(Tensor) = "probe";
@@ -197,6 +201,7 @@ impl Op {
             Self::AllReduce(op) => of(&[op.target], &[], &[op.target]),
             Self::AllGather(op) => of(&[op.input], &[], &[op.output]),
             Self::Select(op) => of(&[op.logits], &[], &[]),
+            Self::Sample(op) => of(&[op.logits], &[], &[]),
             Self::Probe(tensor) | Self::ProbePositions(tensor) => of(&[*tensor], &[], &[]),
             Self::TraceKda(op) => {
                 of(&[op.qkv, op.gates, op.beta], &[], &[op.output]).on_states(op.pool, op.layer)
@@ -503,4 +508,13 @@ pub struct Select {
     pub candidates: usize,
     /// Whether whole rows are read back as well.
     pub keep_rows: bool,
+}
+
+/// Arguments of [`Op::Sample`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// `[O, vocabulary]`, f32.
+    pub logits: Tensor,
+    /// Maximum sizes of a batch's draws.
+    pub capacity: DrawCapacity,
 }

@@ -270,6 +270,7 @@ mod tests {
                 blocks: Vec::new(),
             }],
             outputs: Vec::new(),
+            draws: Vec::new(),
         };
         let mut step = backend.compile(&program, capacity).unwrap();
         step.submit(&batch).unwrap().wait().unwrap();

@@ -215,6 +215,7 @@ impl Planned {
             tokens: vec![0; tokens],
             segments: segments.collect(),
             outputs: Vec::new(),
+            draws: Vec::new(),
         };
         Ok(Self {
             step,

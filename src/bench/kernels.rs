@@ -297,6 +297,7 @@ fn plain(phase: Phase, rows: usize) -> (Batch, Capacity) {
         tokens: vec![0; rows],
         segments,
         outputs: Vec::new(),
+        draws: Vec::new(),
     };
     (batch, capacity)
 }
@@ -454,6 +455,7 @@ fn attention(
             })
             .collect(),
         outputs: Vec::new(),
+        draws: Vec::new(),
     };
     let capacity = Capacity {
         tokens: rows,

@@ -2,7 +2,7 @@
 
 use super::kernel_report::{Options, Report, Row, Time, sets};
 use super::{Effort, operations, segment};
-use crate::backend::{Backend, Batch, Capacity};
+use crate::backend::{Backend, Batch, Capacity, DrawCapacity};
 use crate::config::{Attention, Ffn, LayerKind, ModelConfig};
 use crate::conformance::Work;
 use crate::conformance::floors::Kernel;
@@ -70,6 +70,7 @@ pub(super) fn run(
         candidates: 1,
         keep_rows: false,
         probe_hidden: false,
+        draws: DrawCapacity::NONE,
     };
     let mut step = model.step(capacity, step_options)?;
     let floor = report.rates.as_ref().map(|rates| work.floor(rates));
@@ -93,6 +94,7 @@ pub(super) fn run(
             .map(|i| segment(i, usize::from(decode), length, decode, Vec::new()))
             .collect(),
         outputs: Vec::new(),
+        draws: Vec::new(),
     };
     let all = operations(&mut *step, &batch, effort)?;
     if all.is_empty() {

@@ -7,7 +7,7 @@
 
 use std::time::Instant;
 
-use crate::backend::{Backend, Batch, Capacity, OutputRow, Step};
+use crate::backend::{Backend, Batch, Capacity, DrawCapacity, OutputRow, Step};
 use crate::config::{Dtype, LayerKind, MemoryRequest, ModelConfig};
 use crate::conformance::floors::{self, Kernel, Rates};
 use crate::error::{BackendError, EngineError, Error};
@@ -307,6 +307,7 @@ fn run(
         candidates: 1,
         keep_rows: false,
         probe_hidden: false,
+        draws: DrawCapacity::NONE,
     };
     let mut step = model.step(capacity, step_options)?;
     match *work {
@@ -413,6 +414,7 @@ fn decode(config: &ModelConfig, context: usize, sequences: usize) -> Batch {
         outputs: (0..sequences)
             .map(|row| OutputRow { row, target: None })
             .collect(),
+        draws: Vec::new(),
     }
 }
 
@@ -427,6 +429,7 @@ fn prompt(config: &ModelConfig, position: usize, length: usize) -> Batch {
             row: length - 1,
             target: None,
         }],
+        draws: Vec::new(),
     }
 }
 

@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 use super::{segment, table};
-use crate::backend::{Batch, Capacity, OutputRow, Result, Slot, Step};
+use crate::backend::{Batch, Capacity, DrawCapacity, OutputRow, Result, Slot, Step};
 use crate::config::Dtype;
 use crate::model::{Limits, Model, StepOptions};
 
@@ -136,6 +136,7 @@ pub fn measure(model: &mut Model, test: Test, repetitions: usize) -> Result<Thro
         candidates: 1,
         keep_rows: false,
         probe_hidden: false,
+        draws: DrawCapacity::NONE,
     };
     let vocabulary = u32::try_from(model.config().vocab_size).unwrap_or(u32::MAX);
     let mut random = ChaCha8Rng::seed_from_u64(0);
@@ -164,6 +165,7 @@ pub fn measure(model: &mut Model, test: Test, repetitions: usize) -> Result<Thro
                 }],
                 tokens: tokens.to_vec(),
                 segments: vec![segment],
+                draws: Vec::new(),
             };
             step.submit(&batch)?.wait()?;
         }

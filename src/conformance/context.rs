@@ -525,6 +525,7 @@ pub(super) fn plain(count: usize) -> Batch {
             blocks: Vec::new(),
         }],
         outputs: Vec::new(),
+        draws: Vec::new(),
     }
 }
 

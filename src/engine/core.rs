@@ -10,6 +10,7 @@ use super::event::{Event, FinishReason};
 use super::export::Exports;
 use super::options::{EngineOptions, context};
 use super::request::{PromptScores, Request, RequestId};
+use super::sampling::Vocabulary;
 use super::schedule::{Planned, PlannedTrace};
 use super::sequence::{Sequence, likeliest};
 use super::step_cache::StepCache;
@@ -26,8 +27,8 @@ pub struct Engine {
     pub(super) model: Model,
     pub(super) options: EngineOptions,
     pub(super) fingerprint: Fingerprint,
-    /// Tokens that are never sampled, ascending.
-    pub(super) suppressed: Arc<[u32]>,
+    /// The tokens that may be sampled.
+    pub(super) vocabulary: Vocabulary,
     pub(super) cache: Cache,
     pub(super) step_cache: StepCache,
     /// Waiting sequences, in order of arrival.
@@ -65,6 +66,7 @@ impl Engine {
         let fingerprint = model.fingerprint();
         let root = BlockHash::root(fingerprint, &model.states().layout, &model.latents().layout);
         let limits = *model.limits();
+        let vocabulary = Vocabulary::new(model.config().vocab_size);
         let cache = Cache::new(
             root,
             limits.slots,
@@ -76,7 +78,7 @@ impl Engine {
             model,
             options,
             fingerprint,
-            suppressed: Arc::default(),
+            vocabulary,
             cache,
             step_cache: StepCache::new(options.cached_steps),
             waiting: VecDeque::new(),
@@ -95,10 +97,8 @@ impl Engine {
     /// Suppresses tokens: ids that have a row in the embedding and no token in the tokenizer are never sampled.
     /// Log-probabilities stay those of the whole row.
     #[must_use]
-    pub fn suppress_tokens(mut self, mut tokens: Vec<u32>) -> Self {
-        tokens.sort_unstable();
-        tokens.dedup();
-        self.suppressed = tokens.into();
+    pub fn suppress_tokens(mut self, tokens: &[u32]) -> Self {
+        self.vocabulary = self.vocabulary.suppressing(tokens);
         self
     }
 
@@ -231,7 +231,7 @@ impl Engine {
         let arrival = self.arrival();
         let tokens = self.cache.hash(&request.prompt);
         let mut sequence =
-            Sequence::new(id, Arc::new(request), tokens, 0, arrival, &self.suppressed);
+            Sequence::new(id, Arc::new(request), tokens, 0, arrival, &self.vocabulary);
         sequence.import = import;
         let ahead = self.waiting.len();
         self.emit(id, Event::Queued { ahead });
@@ -358,9 +358,9 @@ impl Engine {
     ) -> Result<StepOutput, Error> {
         let (batch, owner) = (&planned.batch, &planned.segments[0]);
         let before = self.before_undo(owner).await?;
-        let traced = self
-            .step_cache
-            .traced(&mut self.model, trace.choice, planned.step_options)?;
+        let traced =
+            self.step_cache
+                .traced(&mut self.model, batch, trace.choice, planned.step_options)?;
         traced.time(trace.timed)?;
         let output = traced.step.submit(batch)?.await?;
         let mut frame = traced.frame(&output, owner.end - 1, batch.tokens[0]);

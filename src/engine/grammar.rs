@@ -23,9 +23,3 @@ pub trait Guide: Send {
     /// A token that the grammar does not allow here.
     fn take(&mut self, token: u32) -> Result<bool, String>;
 }
-
-/// Whether the bit mask allows `token`.
-pub(super) fn allows(bits: &[u32], token: u32) -> bool {
-    bits.get(token as usize / 32)
-        .is_some_and(|word| word & (1 << (token % 32)) != 0)
-}

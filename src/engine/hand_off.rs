@@ -2,8 +2,8 @@
 //! and the first token of each answer.
 //!
 //! The caches are those of the prompt's end and hold no logits, so the engine that prefills the prompt samples the first
-//! tokens. A sampler that takes such a token over continues as the one that sampled it would: its random stream, penalties
-//! and grammar are in the state after one draw. Rules that end an answer (stop tokens, `max_tokens`) are applied by the
+//! tokens. A sampler that takes such a token over continues as the one that sampled it would: its random numbers, penalties
+//! and grammar are those after one token. Rules that end an answer (stop tokens, `max_tokens`) are applied by the
 //! engine that generates the rest.
 
 use serde::{Deserialize, Serialize};
@@ -23,16 +23,13 @@ pub struct HandOff {
     pub first: Vec<Option<DrawnToken>>,
 }
 
-/// A sampled token, and the position of its sampler after it.
+/// A sampled token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DrawnToken {
     /// The token, which may be a stop token.
     pub id: u32,
     /// Its log-probability, if that was requested.
     pub logprobs: Option<TokenLogprobs>,
-    /// Position of the sampler's random stream after the draw
-    /// ([`Sampler::random_position`](super::Sampler::random_position)).
-    pub random_position: u64,
 }
 
 impl HandOff {
@@ -90,7 +87,6 @@ struct ExactToken {
     id: u32,
     logprob: Option<u32>,
     top: Vec<(u32, u32)>,
-    random_position: u64,
 }
 
 impl From<HandOff> for Exact {
@@ -107,7 +103,6 @@ impl From<HandOff> for Exact {
                 id: first.id,
                 logprob,
                 top: top.into_iter().map(|(id, it)| (id, it.to_bits())).collect(),
-                random_position: first.random_position,
             })
         });
         Self {
@@ -138,7 +133,6 @@ impl From<Exact> for HandOff {
                     logprob: f32::from_bits(bits),
                     top,
                 }),
-                random_position: first.random_position,
             })
         });
         let sampling = Sampling {
@@ -179,7 +173,6 @@ mod tests {
                         logprob: f32::NEG_INFINITY,
                         top: vec![(1, -0.1_f32 / 3.0)],
                     }),
-                    random_position: 2,
                 }),
             ],
         }

@@ -12,6 +12,7 @@ use super::event::Event;
 use super::hand_off::HandOff;
 use super::process_output::cache_state;
 use super::request::{Request, RequestId};
+use super::sampling::Vocabulary;
 use super::sequence::Sequence;
 use crate::cache::{Assembled, CacheHeader, CacheLayout, StateSource};
 use crate::error::{CacheError, EngineError, Error};
@@ -145,7 +146,7 @@ impl Engine {
         let incoming = self.incoming.remove(index);
         // Tokens that were not computed here but cached here.
         let (done, cached) = (tokens, incoming.cached);
-        let mut sequence = ready_sequence(incoming, tokens, hand_off, &self.suppressed);
+        let mut sequence = ready_sequence(incoming, tokens, hand_off, &self.vocabulary);
         self.emit(id, Event::Prefill { done, cached });
         if sequence.checkpoint_here(&self.options, self.model.limits().block_tokens)
             && let Err(error) = cache_state(&mut self.cache, &mut self.model, &mut sequence).await
@@ -179,9 +180,7 @@ impl Engine {
         let token = hand_off.first.get(sequence.sample).cloned().flatten();
         let token = token.filter(|_| sequence.request.max_tokens > 0);
         if let Some(token) = &token {
-            sequence
-                .sampler
-                .take_over(token.id, token.random_position)?;
+            sequence.sampler.take(token.id)?;
         }
         Ok(self.accept(sequence, token))
     }
@@ -236,7 +235,7 @@ fn ready_sequence(
     incoming: Sequence,
     tokens: usize,
     hand_off: Option<&HandOff>,
-    suppressed: &Arc<[u32]>,
+    vocabulary: &Vocabulary,
 ) -> Sequence {
     let request = match hand_off {
         Some(hand_off) => Arc::new(Request {
@@ -246,7 +245,7 @@ fn ready_sequence(
         None => incoming.request,
     };
     let (id, arrival) = (incoming.id, incoming.arrival);
-    let mut sequence = Sequence::new(id, request, incoming.tokens, 0, arrival, suppressed);
+    let mut sequence = Sequence::new(id, request, incoming.tokens, 0, arrival, vocabulary);
     sequence.position = tokens;
     sequence.cached = tokens;
     sequence.allocation = incoming.allocation;

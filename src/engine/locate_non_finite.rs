@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use super::core::{Engine, pools};
 use super::request::RequestId;
-use crate::backend::{Batch, Block, Capacity, OutputRow, Segment, Slot, TensorValues};
+use crate::backend::{
+    Batch, Block, Capacity, DrawCapacity, OutputRow, Segment, Slot, TensorValues,
+};
 use crate::cache::BlockRef;
 use crate::error::{EngineError, Error};
 use crate::model::StepOptions;
@@ -91,6 +93,7 @@ impl Engine {
             candidates: 1,
             keep_rows: false,
             probe_hidden: true,
+            draws: DrawCapacity::NONE,
         };
         let mut step = self.model.step(capacity, step_options)?;
         for (i, segment) in tokens.chunks(most.tokens).enumerate() {
@@ -108,6 +111,7 @@ impl Engine {
                     row: segment.len() - 1,
                     target: None,
                 }],
+                draws: Vec::new(),
             };
             let output = step.submit(&batch)?.await?;
             let broken = |probe: &TensorValues| {

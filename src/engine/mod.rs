@@ -54,7 +54,7 @@ pub use memory_planner::MemoryPlanner;
 pub use options::{BLOCK_TOKENS, EngineOptions, EngineSizes, PREFILL_CHUNK};
 pub use output::{Output, OutputProcessor};
 pub use request::{PromptScores, Request, RequestId, check_prompt};
-pub use sampling::{Sampler, Sampling};
+pub use sampling::Sampling;
 pub use score::Score;
 pub use status::Status;
 pub use undo::UndoWrite;

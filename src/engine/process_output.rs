@@ -8,7 +8,7 @@ use super::hand_off::DrawnToken;
 use super::request::PromptScores;
 use super::schedule::{Planned, PlannedSegment};
 use super::sequence::{Sequence, likeliest};
-use crate::backend::{Choice, StepOutput};
+use crate::backend::{Choice, Drawn, StepOutput};
 use crate::cache::{Cache, StateSource};
 use crate::error::Error;
 use crate::model::Model;
@@ -18,16 +18,8 @@ struct Rows<'a> {
     choices: &'a [Choice],
     /// `[rows, vocabulary]`; empty if no logits were read back.
     logits: &'a [f32],
-    vocabulary: usize,
-}
-
-impl<'a> Rows<'a> {
-    fn row(&self, index: usize) -> &'a [f32] {
-        if self.logits.is_empty() {
-            return &[];
-        }
-        &self.logits[index * self.vocabulary..(index + 1) * self.vocabulary]
-    }
+    /// The token of each of its answers, drawn from the last row.
+    draws: &'a [Option<Drawn>],
 }
 
 /// Caches a sequence's state: its slot becomes the checkpoint's, and the sequence continues in another slot, if one is free.
@@ -62,6 +54,7 @@ impl Engine {
         let mut damaged = None;
         for segment in planned.segments {
             let (id, (first, count)) = (segment.id, segment.outputs);
+            let (first_draw, draws) = segment.draws;
             let rows = Rows {
                 choices: &output.choices[first..first + count],
                 logits: if output.logits.is_empty() {
@@ -69,7 +62,7 @@ impl Engine {
                 } else {
                     &output.logits[first * vocabulary..(first + count) * vocabulary]
                 },
-                vocabulary,
+                draws: &output.draws[first_draw..first_draw + draws],
             };
             let wanted = |sequence: &Sequence| {
                 (sequence.id, sequence.sample) == (segment.id, segment.sample)
@@ -164,14 +157,18 @@ impl Engine {
             return Ok(());
         }
         let last = rows.choices.len() - 1;
-        let (choice, row) = (&rows.choices[last], rows.row(last));
+        let choice = &rows.choices[last];
         let sequence = self.running.remove(index);
         if !sequence.single {
-            let first = |engine: &mut Self, answer| engine.take_token(answer, choice, row);
+            let first = |engine: &mut Self, answer: Sequence| {
+                let drawn = rows.draws.get(answer.sample).copied().flatten();
+                engine.take_token(answer, choice, drawn)
+            };
             return self.fork(sequence, first).await;
         }
         let id = sequence.id;
-        match self.take_token(sequence, choice, row) {
+        let drawn = rows.draws.first().copied().flatten();
+        match self.take_token(sequence, choice, drawn) {
             Ok(Some(sequence)) => self.running.insert(index.min(self.running.len()), sequence),
             Ok(None) => {}
             Err(error) => self.fail(id, &Arc::new(error)),
@@ -194,7 +191,7 @@ impl Engine {
         for sample in (0..request.samples).rev() {
             let (request, tokens) = (Arc::clone(&request), sequence.tokens.clone());
             let (id, arrival) = (sequence.id, sequence.arrival);
-            let mut answer = Sequence::new(id, request, tokens, sample, arrival, &self.suppressed);
+            let mut answer = Sequence::new(id, request, tokens, sample, arrival, &self.vocabulary);
             answer.single = true;
             answer.position = sequence.position;
             answer.cached = sequence.cached;
@@ -212,14 +209,14 @@ impl Engine {
         Ok(())
     }
 
-    /// Samples the next token; `None` if the answer is complete.
+    /// Appends the token that was drawn for a sequence; `None` if the answer is complete.
     fn take_token(
         &mut self,
         mut sequence: Sequence,
         choice: &Choice,
-        row: &[f32],
+        drawn: Option<Drawn>,
     ) -> Result<Option<Sequence>, Error> {
-        let drawn = sequence.draw(choice, row)?;
+        let drawn = sequence.take_drawn(choice, drawn)?;
         let (id, sample) = (sequence.id, sequence.sample);
         let exports = &mut self.exports;
         let hand_off = exports.drawn(&mut self.model, id, sample, drawn.as_ref());

@@ -1,18 +1,17 @@
-//! Sampling of the next token. Penalties and biases change the logits first; suppressed tokens and tokens that a grammar does
-//! not allow are removed; then temperature, top-k, top-p and min-p are applied, in that order.
+//! How the tokens of an answer are sampled: penalties and biases change the logits first; suppressed tokens and tokens that a
+//! grammar does not allow are removed; then temperature, top-k, top-p and min-p are applied, in that order.
+//!
+//! The device draws ([`Draw`](crate::backend::Draw)); this is what a draw is made of.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use rand::{RngExt, SeedableRng};
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::grammar::{Guide, allows};
-use crate::backend::Choice;
+use super::grammar::Guide;
+use crate::backend::{Draw, LogitChange};
 use crate::error::EngineError;
-
-/// Largest number of candidates that is read back for a top-k; above it whole rows are read.
-const MOST_CANDIDATES: usize = 64;
 
 /// Sampling parameters.
 #[derive(Clone, Debug, PartialEq)]
@@ -124,155 +123,196 @@ impl Sampling {
         Ok(())
     }
 
-    /// Whether logits are changed before sampling.
-    fn changes_logits(&self) -> bool {
+    /// Whether tokens of the prompt or the answer get other logits.
+    fn penalises(&self) -> bool {
         self.repetition_penalty != 1.0
             || self.presence_penalty != 0.0
             || self.frequency_penalty != 0.0
-            || !self.logit_bias.is_empty()
     }
 
-    /// Number of most likely tokens that suffice for sampling; `None` for all of them.
-    fn best(&self) -> Option<usize> {
-        match (self.temperature > 0.0, self.top_k) {
-            (false, _) => Some(1),
-            (true, 0) => None,
-            (true, top_k) => Some(top_k),
-        }
+    /// The random number for a token of an answer, in units of 2^-32: a function of the seed, the answer and the number of
+    /// its tokens before, so that it does not depend on what else runs.
+    fn random(&self, answer: usize, position: u64) -> u32 {
+        let mut random = ChaCha8Rng::seed_from_u64(self.seed);
+        random.set_stream(answer as u64);
+        random.set_word_pos(u128::from(position));
+        random.next_u32()
     }
 }
 
-/// Samples the tokens of one sequence.
-pub struct Sampler {
+/// The tokens that a model has, and which of them may be sampled.
+#[derive(Clone, Debug)]
+pub(super) struct Vocabulary {
+    /// Number of logits of a row.
+    size: usize,
+    /// Bit mask of the tokens that are not suppressed; `None` if none is.
+    allowed: Option<Arc<[u32]>>,
+}
+
+impl Vocabulary {
+    /// A vocabulary whose tokens may all be sampled.
+    pub(super) fn new(size: usize) -> Self {
+        Self {
+            size,
+            allowed: None,
+        }
+    }
+
+    /// The same, without these tokens.
+    pub(super) fn suppressing(&self, tokens: &[u32]) -> Self {
+        let mut bits = every(self.size);
+        for token in tokens {
+            if let Some(word) = bits.get_mut(*token as usize / 32) {
+                *word &= !(1 << (token % 32));
+            }
+        }
+        Self {
+            allowed: (!tokens.is_empty()).then(|| bits.into()),
+            ..*self
+        }
+    }
+
+    /// The tokens that may be sampled, of those that a grammar allows.
+    fn and(&self, grammar: &[u32]) -> Arc<[u32]> {
+        let mut bits = every(self.size);
+        for (i, word) in bits.iter_mut().enumerate() {
+            let own = self.allowed.as_ref().map_or(u32::MAX, |allowed| allowed[i]);
+            *word &= own & grammar.get(i).copied().unwrap_or(0);
+        }
+        bits.into()
+    }
+}
+
+/// A bit mask of this number of tokens.
+fn every(size: usize) -> Vec<u32> {
+    let mut bits = vec![u32::MAX; size.div_ceil(32)];
+    if let (Some(last), used @ 1..) = (bits.last_mut(), size % 32) {
+        *last = (1 << used) - 1;
+    }
+    bits
+}
+
+/// What changes a token's logit.
+#[derive(Clone, Copy, Debug, Default)]
+struct TokenState {
+    /// Whether it is in the prompt or the answer.
+    seen: bool,
+    /// Number of its occurrences in the answer.
+    generated: u32,
+    bias: f64,
+}
+
+/// The state that the next draw of one answer follows from.
+pub(super) struct Sampler {
     sampling: Sampling,
-    random: ChaCha8Rng,
-    /// Tokens of prompt and answer, for the repetition penalty.
-    seen: HashSet<u32>,
-    /// Number of occurrences of each token in the answer.
-    generated: HashMap<u32, u32>,
+    vocabulary: Vocabulary,
+    /// Number of tokens of the answer.
+    position: u64,
+    /// Tokens whose logits change.
+    tokens: BTreeMap<u32, TokenState>,
     guide: Option<Box<dyn Guide>>,
-    /// Tokens that are never sampled, ascending.
-    suppressed: Arc<[u32]>,
     /// Whether the grammar allows no further token.
     complete: bool,
 }
 
 impl Sampler {
-    /// A sampler at the start of its seed's random stream; the answers to one prompt have streams of their own.
-    #[must_use]
-    pub fn new(sampling: &Sampling, sample: usize, prompt: &[u32]) -> Self {
-        let mut random = ChaCha8Rng::seed_from_u64(sampling.seed);
-        random.set_stream(sample as u64);
-        let seen = if sampling.repetition_penalty == 1.0 {
-            HashSet::new()
-        } else {
-            prompt.iter().copied().collect()
-        };
+    /// A sampler at the start of an answer.
+    pub(super) fn new(sampling: &Sampling, vocabulary: &Vocabulary, prompt: &[u32]) -> Self {
+        let mut tokens: BTreeMap<u32, TokenState> = BTreeMap::new();
+        if sampling.repetition_penalty != 1.0 {
+            for token in prompt {
+                tokens.entry(*token).or_default().seen = true;
+            }
+        }
+        for (token, bias) in &sampling.logit_bias {
+            tokens.entry(*token).or_default().bias += bias;
+        }
         Self {
             sampling: sampling.clone(),
-            random,
-            seen,
-            generated: HashMap::new(),
+            vocabulary: vocabulary.clone(),
+            position: 0,
+            tokens,
             guide: None,
-            suppressed: Arc::default(),
             complete: false,
         }
     }
 
-    /// Suppresses these tokens, which are ascending.
+    /// Constrains the tokens by a grammar.
     #[must_use]
-    pub fn suppressing(mut self, tokens: Arc<[u32]>) -> Self {
-        self.suppressed = tokens;
-        self
-    }
-
-    /// Constrains the tokens by a grammar. Sampling needs whole rows then.
-    #[must_use]
-    pub fn guided(mut self, guide: Option<Box<dyn Guide>>) -> Self {
+    pub(super) fn guided(mut self, guide: Option<Box<dyn Guide>>) -> Self {
         self.guide = guide;
         self
     }
 
-    /// Number of candidates that suffice even if every suppressed token is among them; `None` if the whole row is needed.
-    fn enough_candidates(&self) -> Option<usize> {
-        if self.guide.is_some() || self.sampling.changes_logits() {
-            return None;
-        }
-        let wanted = self.sampling.best()?.saturating_add(self.suppressed.len());
-        (wanted <= MOST_CANDIDATES).then_some(wanted)
-    }
-
-    /// Number of candidates to read back for each token.
-    #[must_use]
-    pub fn candidates(&self) -> usize {
-        self.enough_candidates().unwrap_or(1)
-    }
-
-    /// Whether whole rows must be read back.
-    #[must_use]
-    pub fn needs_full_logits(&self) -> bool {
-        self.enough_candidates().is_none()
-    }
-
     /// Whether the grammar allows no further token.
-    #[must_use]
-    pub fn is_complete(&self) -> bool {
+    pub(super) fn is_complete(&self) -> bool {
         self.complete
     }
 
-    /// Samples the next token from a row's candidates, or from the whole row if [`Sampler::needs_full_logits`].
+    /// The next draw of each of these answers, which have had the same tokens so far, from this output row.
     ///
     /// # Errors
     /// A grammar that cannot be followed further.
-    pub fn choose(&mut self, choice: &Choice, row: &[f32]) -> Result<u32, EngineError> {
-        let token = if let Some(guide) = &mut self.guide {
-            let bits = guide
-                .allowed()
-                .map_err(|reason| EngineError::Grammar { reason })?;
-            let mut logits = self.changed(row);
-            logits.retain(|(token, _)| allows(&bits, *token));
-            if logits.is_empty() {
-                let reason = "it allows no token that the model has".to_owned();
-                return Err(EngineError::Grammar { reason });
+    pub(super) fn draws(
+        &mut self,
+        output: usize,
+        answers: std::ops::Range<usize>,
+    ) -> Result<Vec<Draw>, EngineError> {
+        let allowed = match &mut self.guide {
+            Some(guide) => {
+                let grammar = guide.allowed();
+                let grammar = grammar.map_err(|reason| EngineError::Grammar { reason })?;
+                Some(self.vocabulary.and(&grammar))
             }
-            self.draw(logits)
-        } else if self.needs_full_logits() {
-            let logits = self.changed(row);
-            self.draw(logits)
-        } else {
-            let candidates = choice.candidates.iter();
-            let candidates = candidates.filter(|(token, _)| !self.is_suppressed(*token));
-            let candidates = candidates.map(|(token, logit)| (*token, f64::from(*logit)));
-            self.draw(candidates.collect())
+            None => self.vocabulary.allowed.clone(),
         };
-        self.record(token)?;
-        Ok(token)
+        let changes = self.changes();
+        let sampling = &self.sampling;
+        let draw = |answer| Draw {
+            output,
+            temperature: sampling.temperature,
+            top_k: sampling.top_k,
+            top_p: sampling.top_p,
+            min_p: sampling.min_p,
+            random: sampling.random(answer, self.position),
+            allowed: allowed.clone(),
+            changes: Arc::clone(&changes),
+        };
+        Ok(answers.map(draw).collect())
     }
 
-    /// Takes over a token that another sampler with the same parameters, answer and prompt sampled, whose random stream is at
-    /// `random_position` after it: this sampler continues as that one would.
-    ///
-    /// # Errors
-    /// A token that the grammar does not allow.
-    pub fn take_over(&mut self, token: u32, random_position: u64) -> Result<(), EngineError> {
-        self.random.set_word_pos(u128::from(random_position));
-        self.record(token)
-    }
-
-    /// Position of the random stream: the number of 32-bit words drawn from it.
-    #[must_use]
-    pub fn random_position(&self) -> u64 {
-        // 2^64 words would take centuries.
-        u64::try_from(self.random.get_word_pos()).unwrap_or(u64::MAX)
+    /// The changed logits, in the order of tokens.
+    fn changes(&self) -> Arc<[LogitChange]> {
+        let Sampling {
+            repetition_penalty: repetition,
+            presence_penalty: presence,
+            frequency_penalty: frequency,
+            ..
+        } = self.sampling;
+        let change = |(token, state): (&u32, &TokenState)| {
+            let factor = if state.seen { repetition } else { 1.0 };
+            let count = f64::from(state.generated);
+            let penalty = presence * count.min(1.0) + frequency * count;
+            LogitChange {
+                token: *token,
+                positive: finite(1.0 / factor),
+                negative: finite(factor),
+                add: finite(state.bias - penalty),
+            }
+        };
+        self.tokens.iter().map(change).collect()
     }
 
     /// Adds a token to the answer: penalties count it, and the grammar advances by it.
-    fn record(&mut self, token: u32) -> Result<(), EngineError> {
-        if self.sampling.changes_logits() {
-            if self.sampling.repetition_penalty != 1.0 {
-                self.seen.insert(token);
-            }
-            *self.generated.entry(token).or_insert(0) += 1;
+    ///
+    /// # Errors
+    /// A token that the grammar does not allow.
+    pub(super) fn take(&mut self, token: u32) -> Result<(), EngineError> {
+        self.position += 1;
+        if self.sampling.penalises() {
+            let state = self.tokens.entry(token).or_default();
+            state.seen = true;
+            state.generated += 1;
         }
         if let Some(guide) = &mut self.guide {
             self.complete = guide
@@ -281,88 +321,11 @@ impl Sampler {
         }
         Ok(())
     }
+}
 
-    fn is_suppressed(&self, token: u32) -> bool {
-        self.suppressed.binary_search(&token).is_ok()
-    }
-
-    /// The row after penalties and biases, without suppressed tokens.
-    fn changed(&self, row: &[f32]) -> Vec<(u32, f64)> {
-        let mut logits: Vec<(u32, f64)> = (0..).zip(row.iter().copied().map(f64::from)).collect();
-        for token in &self.seen {
-            if let Some((_, logit)) = logits.get_mut(*token as usize) {
-                let penalty = self.sampling.repetition_penalty;
-                *logit = if *logit > 0.0 {
-                    *logit / penalty
-                } else {
-                    *logit * penalty
-                };
-            }
-        }
-        for (token, count) in &self.generated {
-            if let Some((_, logit)) = logits.get_mut(*token as usize) {
-                *logit -= self.sampling.presence_penalty
-                    + self.sampling.frequency_penalty * f64::from(*count);
-            }
-        }
-        for (token, bias) in &self.sampling.logit_bias {
-            if let Some((_, logit)) = logits.get_mut(*token as usize) {
-                *logit += bias;
-            }
-        }
-        if !self.suppressed.is_empty() {
-            logits.retain(|(token, _)| !self.is_suppressed(*token));
-        }
-        logits
-    }
-
-    fn draw(&mut self, mut candidates: Vec<(u32, f64)>) -> u32 {
-        // Of equal logits the lower id comes first.
-        let better = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-        let Sampling {
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            ..
-        } = self.sampling;
-        let Some(&(best, greatest)) = candidates.iter().min_by(|a, b| better(a, b)) else {
-            return 0;
-        };
-        if temperature == 0.0 {
-            return best;
-        }
-        if top_k > 0 && top_k < candidates.len() {
-            candidates.select_nth_unstable_by(top_k, better);
-            candidates.truncate(top_k);
-        }
-        // Logits become probabilities that need not sum to 1: the highest one is 1.
-        for candidate in &mut candidates {
-            candidate.1 = ((candidate.1 - greatest) / temperature).exp();
-        }
-        let total: f64 = candidates.iter().map(|candidate| candidate.1).sum();
-        candidates.retain(|candidate| candidate.1 >= min_p);
-        // Draws must not depend on the order of candidates; whole rows come in the order of ids.
-        if top_p < 1.0 || top_k > 0 {
-            candidates.sort_unstable_by(better);
-        }
-        let mut reached = 0.0;
-        let kept = candidates.iter().take_while(|candidate| {
-            let keep = reached < top_p * total;
-            reached += candidate.1;
-            keep
-        });
-        let kept = kept.count().max(1);
-        let total: f64 = candidates[..kept].iter().map(|candidate| candidate.1).sum();
-        let mut left = self.random.random::<f64>() * total;
-        for candidate in &candidates[..kept] {
-            left -= candidate.1;
-            if left < 0.0 {
-                return candidate.0;
-            }
-        }
-        best
-    }
+/// The nearest finite f32.
+fn finite(value: f64) -> f32 {
+    (value as f32).clamp(f32::MIN, f32::MAX)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use super::core::{Engine, pools};
 use super::event::FinishReason;
 use super::request::{PromptScores, RequestId};
 use super::sequence::Sequence;
-use crate::backend::{Batch, Capacity, OutputRow, Segment, StateCheckpoint};
+use crate::backend::{Batch, Capacity, DrawCapacity, OutputRow, Segment, StateCheckpoint};
 use crate::cache::SlotRef;
 use crate::error::{BackendError, EngineError, Error};
 use crate::model::{StepOptions, TraceChoice};
@@ -64,6 +64,8 @@ pub(super) struct PlannedSegment {
     pub(super) end: usize,
     /// Its output rows in the batch: the first, and their number.
     pub(super) outputs: (usize, usize),
+    /// The draws from the last of them in the batch: the first, and their number.
+    pub(super) draws: (usize, usize),
     /// Checkpoints inside it, ascending.
     pub(super) checkpoints: Vec<MidChunkCheckpoint>,
 }
@@ -88,6 +90,7 @@ impl Engine {
                 candidates: 1,
                 keep_rows: false,
                 probe_hidden: false,
+                draws: DrawCapacity::NONE,
             },
             segments: Vec::new(),
             trace: None,
@@ -103,15 +106,17 @@ impl Engine {
             });
             sequence.frames += usize::from(emitted);
             let end = sequence.position + 1;
-            self.add(&mut planned, index, end, Vec::new());
-            return Ok(Some(planned));
+            let added = self.add(&mut planned, index, end, Vec::new())?;
+            return Ok(added.then_some(planned));
         }
         let most = self.model.limits().step;
         for index in 0..self.running.len() {
             let sequence = &self.running[index];
             if sequence.decodes() && !sequence.alone() {
                 let end = self.running[index].position + 1;
-                self.add(&mut planned, index, end, Vec::new());
+                if !self.add(&mut planned, index, end, Vec::new())? {
+                    return Ok(None);
+                }
             }
         }
         let mut prefills: Vec<usize> = (0..self.running.len())
@@ -129,7 +134,11 @@ impl Engine {
                 .sum();
             let left = most.checkpoints - taken;
             match self.mid_chunk_checkpoints(index, end, left).await {
-                Ok((end, checkpoints)) => self.add(&mut planned, index, end, checkpoints),
+                Ok((end, checkpoints)) => {
+                    if !self.add(&mut planned, index, end, checkpoints)? {
+                        return Ok(None);
+                    }
+                }
                 Err(error) => {
                     // The set of running sequences has changed: the next step builds another batch.
                     self.refuse(vec![self.running[index].id], error)?;
@@ -295,17 +304,18 @@ impl Engine {
         wanted
     }
 
-    /// Adds a sequence's tokens up to `end` to the batch.
+    /// Adds a sequence's tokens up to `end` to the batch. Returns whether it was added: a request whose grammar cannot be
+    /// followed is refused, and the next step builds another batch.
     fn add(
-        &self,
+        &mut self,
         planned: &mut Planned,
         index: usize,
         end: usize,
         checkpoints: Vec<MidChunkCheckpoint>,
-    ) {
-        let sequence = &self.running[index];
+    ) -> Result<bool, Error> {
+        let sequence = &mut self.running[index];
         let Some(allocation) = &sequence.allocation else {
-            return;
+            return Ok(true);
         };
         let (start, first) = (sequence.position, planned.batch.tokens.len());
         let blocks = end.div_ceil(self.model.limits().block_tokens);
@@ -343,19 +353,33 @@ impl Engine {
             });
         }
         if planned.batch.outputs.len() > outputs {
-            let (step_options, sampler) = (&mut planned.step_options, &sequence.sampler);
-            let candidates = sampler.candidates().max(request.logprobs.unwrap_or(0));
+            let step_options = &mut planned.step_options;
+            let candidates = request.logprobs.unwrap_or(0);
             step_options.candidates = step_options.candidates.max(candidates);
-            let scored = request.scores == PromptScores::Logits && start < sequence.prompt();
             step_options.keep_rows |=
-                scored || (sampler.needs_full_logits() && request.max_tokens > 0);
+                request.scores == PromptScores::Logits && start < sequence.prompt();
+        }
+        let first_draw = planned.batch.draws.len();
+        let answers = sequence.drawn_answers(end);
+        if !answers.is_empty() {
+            let row = planned.batch.outputs.len() - 1;
+            match sequence.sampler.draws(row, answers) {
+                Ok(draws) => planned.batch.draws.extend(draws),
+                Err(error) => {
+                    let id = sequence.id;
+                    self.refuse(vec![id], error)?;
+                    return Ok(false);
+                }
+            }
         }
         planned.segments.push(PlannedSegment {
             id: sequence.id,
             sample: sequence.sample,
             end,
             outputs: (outputs, planned.batch.outputs.len() - outputs),
+            draws: (first_draw, planned.batch.draws.len() - first_draw),
             checkpoints,
         });
+        Ok(true)
     }
 }

@@ -6,10 +6,10 @@ use super::event::{Event, FinishReason, TokenLogprobs, Usage};
 use super::hand_off::DrawnToken;
 use super::options::EngineOptions;
 use super::request::{Request, RequestId};
-use super::sampling::Sampler;
-use crate::backend::Choice;
+use super::sampling::{Sampler, Vocabulary};
+use crate::backend::{Choice, Drawn};
 use crate::cache::{Allocation, HashedTokens, PrefixHandle};
-use crate::error::Error;
+use crate::error::{EngineError, Error};
 
 /// One answer of a request.
 pub(super) struct Sequence {
@@ -50,7 +50,7 @@ impl Sequence {
         tokens: HashedTokens,
         sample: usize,
         arrival: u64,
-        suppressed: &Arc<[u32]>,
+        vocabulary: &Vocabulary,
     ) -> Self {
         Self {
             id,
@@ -67,8 +67,7 @@ impl Sequence {
             frames: 0,
             prefix: PrefixHandle::default(),
             allocation: None,
-            sampler: Sampler::new(&request.sampling, sample, &request.prompt)
-                .suppressing(Arc::clone(suppressed))
+            sampler: Sampler::new(&request.sampling, vocabulary, &request.prompt)
                 .guided(request.grammar.as_ref().map(|grammar| grammar.guide())),
             request,
         }
@@ -154,22 +153,42 @@ impl Sequence {
         }
     }
 
-    /// Samples the next token from a row; `None` if the request wants no tokens.
-    pub(super) fn draw(
+    /// Takes over the token that was drawn for it; `None` if the request wants no tokens.
+    ///
+    /// # Errors
+    /// A draw that allowed no token.
+    pub(super) fn take_drawn(
         &mut self,
         choice: &Choice,
-        row: &[f32],
+        drawn: Option<Drawn>,
     ) -> Result<Option<DrawnToken>, Error> {
         if self.request.max_tokens == 0 {
             return Ok(None);
         }
-        let id = self.sampler.choose(choice, row)?;
-        let top = self.request.logprobs;
+        let Some(Drawn { token, logit }) = drawn else {
+            let reason = "it allows no token that the model has".to_owned();
+            return Err(Error::from(EngineError::Grammar { reason }));
+        };
+        self.sampler.take(token)?;
+        let logprobs = self.request.logprobs.map(|top| TokenLogprobs {
+            logprob: logit - choice.log_normaliser,
+            top: likeliest(choice, top),
+        });
         Ok(Some(DrawnToken {
-            id,
-            logprobs: top.map(|top| logprobs(choice, row, id, top)),
-            random_position: self.sampler.random_position(),
+            id: token,
+            logprobs,
         }))
+    }
+
+    /// The answers whose next token is drawn from the row after position `end`.
+    pub(super) fn drawn_answers(&self, end: usize) -> std::ops::Range<usize> {
+        if end < self.prompt() || self.request.max_tokens == 0 {
+            0..0
+        } else if self.single {
+            self.sample..self.sample + 1
+        } else {
+            0..self.request.samples
+        }
     }
 
     /// Appends a sampled token. Returns its event, and whether the answer ends there.
@@ -200,17 +219,6 @@ impl Sequence {
             logprobs,
         };
         (Some(token), reason)
-    }
-}
-
-fn logprobs(choice: &Choice, row: &[f32], id: u32, top: usize) -> TokenLogprobs {
-    let candidate = choice.candidates.iter().find(|candidate| candidate.0 == id);
-    let logit = candidate
-        .map(|candidate| candidate.1)
-        .or_else(|| row.get(id as usize).copied());
-    TokenLogprobs {
-        logprob: logit.map_or(f32::NEG_INFINITY, |logit| logit - choice.log_normaliser),
-        top: likeliest(choice, top),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Compiled steps, one for each size in use: sizes are rounded up to powers of two, and a limited number of steps is kept.
 
-use crate::backend::{Batch, Capacity, Step};
+use crate::backend::{Batch, Capacity, DrawCapacity, Step};
 use crate::error::BackendError;
 use crate::model::{Model, StepOptions, TraceChoice, TracedStep};
 
@@ -49,14 +49,12 @@ impl StepCache {
             blocks: most.blocks,
             checkpoints: most.checkpoints,
         };
-        // Numbers of read-back rows are rounded up too, so that requests do not each need a step of their own.
-        let step_options = StepOptions {
-            candidates: step_options.candidates.next_power_of_two(),
-            ..step_options
-        };
+        let step_options = rounded(step_options, batch, capacity.segments);
+        let draws = DrawCapacity::of(&batch.draws);
         self.clock += 1;
         let found = self.steps.iter().position(|step| {
-            (step.capacity, step.step_options, step.by_layer) == (capacity, step_options, by_layer)
+            (step.capacity, step.by_layer) == (capacity, by_layer)
+                && suits(&step.step_options, &step_options, &draws)
         });
         let index = match found {
             Some(index) => index,
@@ -89,13 +87,16 @@ impl StepCache {
     pub(super) fn traced(
         &mut self,
         model: &mut Model,
+        batch: &Batch,
         choice: TraceChoice,
         step_options: StepOptions,
     ) -> Result<&mut TracedStep, BackendError> {
+        let step_options = rounded(step_options, batch, 1);
+        let draws = DrawCapacity::of(&batch.draws);
         let found = self
             .traced
             .take()
-            .filter(|traced| (traced.0, traced.1) == (choice, step_options));
+            .filter(|traced| traced.0 == choice && suits(&traced.1, &step_options, &draws));
         let traced = match found {
             Some(traced) => traced,
             None => (
@@ -112,4 +113,35 @@ impl StepCache {
         self.traced = None;
         self.steps.clear();
     }
+}
+
+/// Minimum number of words for draws, if any has some: the allowed tokens of one draw, and a few thousand changes.
+const LEAST_WORDS: usize = 1 << 14;
+
+/// The options of the step for a batch: numbers of read-back rows and sizes of draws are rounded up, so that requests do not
+/// each need a step of their own.
+fn rounded(step_options: StepOptions, batch: &Batch, segments: usize) -> StepOptions {
+    let up = |size: usize, least: usize| match size {
+        0 => 0,
+        _ => size.next_power_of_two().max(least),
+    };
+    let size = DrawCapacity::of(&batch.draws);
+    StepOptions {
+        candidates: step_options.candidates.next_power_of_two(),
+        draws: DrawCapacity {
+            draws: up(size.draws, segments),
+            changed: up(size.changed, 1),
+            words: up(size.words, LEAST_WORDS),
+        },
+        ..step_options
+    }
+}
+
+/// Whether a step with these options does for a batch with draws of this size and the wanted options otherwise.
+fn suits(found: &StepOptions, wanted: &StepOptions, draws: &DrawCapacity) -> bool {
+    let wanted = StepOptions {
+        draws: found.draws,
+        ..*wanted
+    };
+    *found == wanted && found.draws.holds(draws)
 }

@@ -130,8 +130,8 @@ impl LlmFiles {
         let total = checkpoint.total_bytes();
         let mut progress = |done| progress(done, total);
         let model = Model::load_while(&self.config, &checkpoint, backend, limits, &mut progress)?;
-        let engine = Engine::new(model, options.engine)
-            .suppress_tokens(self.tokenizer.unused_ids().to_vec());
+        let engine =
+            Engine::new(model, options.engine).suppress_tokens(self.tokenizer.unused_ids());
         let context = engine.context().min(options.sizes.context);
         let engine = EngineHandle::start(engine).map_err(|error| EngineError::NoThread {
             reason: error.to_string(),

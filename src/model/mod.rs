@@ -21,8 +21,8 @@ use origin::Origin;
 use source::Source;
 
 use crate::backend::{
-    Backend, Capacity, KdaBlock, LatentPool, MlaBlock, MlpBlock, MoeBlock, Program, Random, Shard,
-    StatePool, Step, Tensor, Weight,
+    Backend, Capacity, DrawCapacity, KdaBlock, LatentPool, MlaBlock, MlpBlock, MoeBlock, Program,
+    Random, Shard, StatePool, Step, Tensor, Weight,
 };
 use crate::checkpoint::Checkpoint;
 use crate::config::{Attention, Dtype, ModelConfig};
@@ -52,6 +52,8 @@ pub struct StepOptions {
     pub keep_rows: bool,
     /// Whether the residual stream is returned: the embedding, then the stream after each layer, then the logits.
     pub probe_hidden: bool,
+    /// Maximum sizes of a batch's draws; without any nothing is drawn.
+    pub draws: DrawCapacity,
 }
 
 /// Where the caches of a layer are stored.

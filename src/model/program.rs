@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{AttentionBlock, FfnBlock, Layer, Model, StepOptions};
-use crate::backend::{Add, AllGather, Embed, Linear, Op, Program, RmsNorm, Select};
+use crate::backend::{Add, AllGather, Embed, Linear, Op, Program, RmsNorm, Sample, Select};
 
 impl Model {
     /// The operations of a forward pass. No device is used.
@@ -76,7 +76,7 @@ impl Model {
         program.push(residual);
     }
 
-    /// Logits of the requested rows, and their candidates.
+    /// Logits of the requested rows, their candidates, and the draws from them.
     fn output(&self, program: &mut Program, step_options: StepOptions) {
         let head = self.head;
         program.push(RmsNorm {
@@ -104,6 +104,13 @@ impl Model {
             candidates: step_options.candidates,
             keep_rows: step_options.keep_rows,
         });
+        let capacity = step_options.draws;
+        if capacity.draws > 0 {
+            program.push(Sample {
+                logits: head.logits,
+                capacity,
+            });
+        }
     }
 }
 

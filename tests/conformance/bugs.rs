@@ -50,6 +50,8 @@ pub(crate) enum Bug {
     TiesToHigherIds,
     AlwaysFinite,
     NormaliserWithoutMaximum,
+    AllowedIgnored,
+    ShareIgnored,
     FusedKdaEpsilon,
     FusedMlaEpsilon,
     SharedExpertsForgotten,
@@ -65,7 +67,7 @@ pub(crate) enum Bug {
 }
 
 /// Each bug with the operations whose cases must detect it.
-pub(crate) const BUGS: [(Bug, &[&str]); 53] = [
+pub(crate) const BUGS: [(Bug, &[&str]); 55] = [
     (Bug::EmbedOffByOne, &["embed"]),
     (Bug::NormEpsilon, &["rms_norm"]),
     (Bug::FirstRowsOnly, &["rms_norm"]),
@@ -111,6 +113,8 @@ pub(crate) const BUGS: [(Bug, &[&str]); 53] = [
     (Bug::TiesToHigherIds, &["select"]),
     (Bug::AlwaysFinite, &["select"]),
     (Bug::NormaliserWithoutMaximum, &["select"]),
+    (Bug::AllowedIgnored, &["sample"]),
+    (Bug::ShareIgnored, &["sample"]),
     (Bug::FusedKdaEpsilon, &["kda_block"]),
     (Bug::FusedMlaEpsilon, &["mla_block"]),
     (Bug::SharedExpertsForgotten, &["moe_block"]),

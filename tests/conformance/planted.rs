@@ -460,6 +460,13 @@ impl Wrap for Mutated {
                 *id = (*id).min(last as u32);
             }
         }
+        for draw in &mut batch.draws {
+            match self.bug {
+                Bug::AllowedIgnored => draw.allowed = None,
+                Bug::ShareIgnored => draw.top_p = 1.0,
+                _ => {}
+            }
+        }
         Ok(())
     }
 

@@ -178,6 +178,7 @@ fn embedded(
             blocks: Vec::new(),
         }],
         outputs: Vec::new(),
+        draws: Vec::new(),
     };
     let mut step = backend.compile(&program, capacity).unwrap();
     step.submit(&batch).unwrap().wait().unwrap();

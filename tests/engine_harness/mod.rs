@@ -226,6 +226,7 @@ pub fn without_engine(
         candidates: 2,
         keep_rows: false,
         probe_hidden: false,
+        draws: kimi_linear::backend::DrawCapacity::NONE,
     };
     let mut step = model.step(most, step_options).unwrap();
     let mut all = tokens.to_vec();
@@ -249,6 +250,7 @@ pub fn without_engine(
                 row: segment.len() - 1,
                 target: None,
             }],
+            draws: Vec::new(),
         };
         let output = step.submit(&batch).unwrap().wait().unwrap();
         at = segment.end;

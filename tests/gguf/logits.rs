@@ -47,11 +47,13 @@ pub(super) fn logits(
             .map(|row| OutputRow { row, target: None })
             .collect(),
         tokens,
+        draws: Vec::new(),
     };
     let options = StepOptions {
         candidates: 1,
         keep_rows: true,
         probe_hidden: false,
+        draws: kimi_linear::backend::DrawCapacity::NONE,
     };
     let mut compiled = model.step(step, options).unwrap();
     let output = compiled.submit(&batch).unwrap().wait().unwrap();

@@ -46,7 +46,7 @@ fn answer(written: &Written, sampling: Sampling, suppress: bool) -> Vec<(u32, To
         let files = ModelFiles::open(&written.file()).unwrap();
         let mut tokenizer = Tokenizer::from_files(&files).unwrap();
         tokenizer.limit_ids(config.vocab_size).unwrap();
-        engine = engine.suppress_tokens(tokenizer.unused_ids().to_vec());
+        engine = engine.suppress_tokens(tokenizer.unused_ids());
     }
     let request = Request {
         sampling,

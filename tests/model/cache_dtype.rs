@@ -46,6 +46,7 @@ fn logits(model: &mut Model, tokens: &[u32], prompt: usize) -> Vec<f32> {
         candidates: 1,
         keep_rows: true,
         probe_hidden: false,
+        draws: kimi_linear::backend::DrawCapacity::NONE,
     };
     let mut step = model.step(model.limits().step, step_options).unwrap();
     let mut run = |tokens: &[u32], position: usize| {

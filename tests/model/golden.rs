@@ -22,6 +22,7 @@ const ALL: StepOptions = StepOptions {
     candidates: 1,
     keep_rows: true,
     probe_hidden: true,
+    draws: kimi_linear::backend::DrawCapacity::NONE,
 };
 
 /// Logits at every position, with the prompt cut into segments of at most `segment` tokens.

@@ -53,5 +53,6 @@ pub fn batch(tokens: &[u32], position: usize, blocks: usize) -> Batch {
         outputs: (0..tokens.len())
             .map(|row| OutputRow { row, target: None })
             .collect(),
+        draws: Vec::new(),
     }
 }

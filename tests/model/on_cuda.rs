@@ -28,6 +28,7 @@ fn record(model: &mut Model) -> Box<dyn Step> {
         candidates: 2,
         keep_rows: true,
         probe_hidden: false,
+        draws: kimi_linear::backend::DrawCapacity::NONE,
     };
     model.step(model.limits().step, step_options).unwrap()
 }
@@ -251,6 +252,7 @@ fn recurrence(lengths: &[usize], named: usize) -> (Vec<u32>, Vec<u32>) {
         tokens: vec![0; tokens],
         segments: segments.collect(),
         outputs: Vec::new(),
+        draws: Vec::new(),
     };
     step.submit(&batch).unwrap().wait().unwrap();
     let TensorValues::F32(rows) = backend.read_tensor(output, tokens).wait().unwrap() else {

@@ -68,6 +68,7 @@ fn batch(tokens: &[u32], segments: Vec<Segment>) -> Batch {
                 target: Some(tokens[row]),
             })
             .collect(),
+        draws: Vec::new(),
     }
 }
 
@@ -75,6 +76,7 @@ const ALL: StepOptions = StepOptions {
     candidates: 5,
     keep_rows: true,
     probe_hidden: true,
+    draws: kimi_linear::backend::DrawCapacity::NONE,
 };
 
 /// Logits at every position, with the prompt cut into segments of at most `size` tokens.
@@ -332,6 +334,7 @@ fn submissions_run_in_order_and_may_overlap() {
             ..segment(0, length, 0)
         }],
         outputs: Vec::new(),
+        draws: Vec::new(),
     };
     let tickets: Vec<_> = [4, 2, 3].map(|n| step.submit(&batch(n)).unwrap()).into();
     let probes: Vec<_> = tickets
@@ -378,6 +381,7 @@ fn a_lost_device_is_a_sentence() {
             ..segment(0, 1, 0)
         }],
         outputs: Vec::new(),
+        draws: Vec::new(),
     };
     let [under_way, dropped] = [(); 2].map(|()| step.submit(&batch).unwrap());
     backend.lose_device();

@@ -37,6 +37,7 @@ fn step(model: &mut Model) -> Box<dyn Step> {
         candidates: 2,
         keep_rows: true,
         probe_hidden: false,
+        draws: kimi_linear::backend::DrawCapacity::NONE,
     };
     model.step(model.limits().step, step_options).unwrap()
 }
@@ -67,6 +68,7 @@ fn submit(step: &mut dyn Step, tokens: Vec<u32>, segments: Vec<Segment>) -> Step
         tokens,
         segments,
         outputs,
+        draws: Vec::new(),
     })
     .unwrap()
     .wait()
@@ -423,6 +425,7 @@ fn batches_that_do_not_fit_are_refused_and_change_nothing() {
                 tokens,
                 segments,
                 outputs: Vec::new(),
+                draws: Vec::new(),
             })
             .err()
             .unwrap()

@@ -67,6 +67,7 @@ fn logits(dir: &Path) -> Vec<f32> {
         candidates: 1,
         keep_rows: true,
         probe_hidden: false,
+        draws: kimi_linear::backend::DrawCapacity::NONE,
     };
     let batch = Batch {
         tokens: (0..TOKENS as u32).map(|i| (i * 37 + 5) % 256).collect(),
@@ -81,6 +82,7 @@ fn logits(dir: &Path) -> Vec<f32> {
         outputs: (0..TOKENS)
             .map(|row| OutputRow { row, target: None })
             .collect(),
+        draws: Vec::new(),
     };
     let mut step = model.step(step, options).unwrap();
     step.submit(&batch).unwrap().wait().unwrap().logits

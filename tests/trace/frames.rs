@@ -362,6 +362,7 @@ fn check_untraced(kind: &str, backend: Make) {
         candidates: 1,
         keep_rows: false,
         probe_hidden: false,
+        draws: kimi_linear::backend::DrawCapacity::NONE,
     };
     let record = |model: &mut kimi_linear::model::Model| {
         model

@@ -36,6 +36,7 @@ fn one_token(position: usize, slot_in: Option<Slot>) -> Batch {
             blocks: (0..8).rev().map(Block).collect(),
         }],
         outputs: Vec::new(),
+        draws: Vec::new(),
     }
 }
 
@@ -442,6 +443,7 @@ fn ragged(mut backend: Box<dyn Backend>) -> [Vec<f32>; 5] {
         tokens: vec![0; 3],
         segments: vec![segment(2, 9, 1, 0..1), segment(1, reached - 1, 0, 1..9)],
         outputs: Vec::new(),
+        draws: Vec::new(),
     };
     let found = step.submit(&batch).unwrap().wait().unwrap();
     assert_eq!(found.milliseconds, [], "nobody asked for times");

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fmt::Display;
 
-use crate::backend::{Batch, Capacity, LatentLayout, Result, StateLayout};
+use crate::backend::{Batch, Capacity, DrawCapacity, LatentLayout, Result, Sample, StateLayout};
 use crate::error::BackendError;
 
 /// What a program's operations require of its batches.
@@ -15,9 +15,17 @@ pub(crate) struct Demands {
     pub(crate) states: Option<StateLayout>,
     /// The pool whose blocks are read and written.
     pub(crate) latents: Option<LatentLayout>,
+    /// The operation that draws tokens.
+    pub(crate) sample: Option<Sample>,
 }
 
 impl Demands {
+    /// Maximum sizes of a batch's draws.
+    pub(crate) fn draws(&self) -> DrawCapacity {
+        let sample = self.sample.as_ref();
+        sample.map_or(DrawCapacity::NONE, |sample| sample.capacity)
+    }
+
     /// Checks a batch before any of it runs.
     pub(crate) fn check(&self, capacity: &Capacity, batch: &Batch) -> Result<()> {
         self.check_sizes(capacity, batch)?;
@@ -34,6 +42,9 @@ impl Demands {
                     last: vocabulary.saturating_sub(1),
                 });
             }
+        }
+        if let Some(sample) = &self.sample {
+            check_draws(sample, batch)?;
         }
         if let Some(layout) = &self.states {
             check_slots(layout, batch)?;
@@ -80,6 +91,21 @@ impl Demands {
         }
         Ok(())
     }
+}
+
+/// Draws must fit the step's capacity, and each its row.
+fn check_draws(sample: &Sample, batch: &Batch) -> Result<()> {
+    let size = DrawCapacity::of(&batch.draws);
+    if let Some((what, most, found)) = sample.capacity.beyond(&size) {
+        return wrong(
+            format!("the number of {what}"),
+            format!("at most {most}"),
+            found,
+        );
+    }
+    let (outputs, vocabulary) = (batch.outputs.len(), sample.logits.width);
+    let mut draws = batch.draws.iter();
+    draws.try_for_each(|draw| draw.check(outputs, vocabulary))
 }
 
 fn wrong<T>(what: impl Into<String>, expected: impl Display, found: impl Display) -> Result<T> {

@@ -13,8 +13,8 @@ use std::fmt::Display;
 use super::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState, kda_row};
 use super::{
     Add, AllGather, Capacity, Element, Embed, Experts, GatedNorm, KdaGates, KdaRecurrence, Linear,
-    MlaAppend, MlaAttention, Op, Operands, Program, Result, RmsNorm, Route, Rows, Select, Shard,
-    ShortConv, StateLayout, Swiglu, Tensor, Weight,
+    MlaAppend, MlaAttention, Op, Operands, Program, Result, RmsNorm, Route, Rows, Sample, Select,
+    Shard, ShortConv, StateLayout, Swiglu, Tensor, Weight,
 };
 use crate::error::BackendError;
 
@@ -32,6 +32,7 @@ pub(crate) fn program(program: &Program, capacity: &Capacity, shard: Shard) -> R
             Op::MlaAppend(op) => demands.latents = Some(op.pool.layout),
             Op::MlaPrefill(op) | Op::MlaDecode(op) => demands.latents = Some(op.pool.layout),
             Op::TraceAttention(op) => demands.latents = Some(op.pool.layout),
+            Op::Sample(op) => demands.sample = Some(*op),
             _ => {}
         }
     }
@@ -61,6 +62,7 @@ fn check(op: &Op, capacity: &Capacity, shard: Shard) -> Result<()> {
         Op::Add(op) => op.check(name),
         Op::AllGather(op) => op.check(name, shard.ranks),
         Op::Select(op) => op.check(name),
+        Op::Sample(op) => op.check(name),
         Op::TraceKda(op) => op.check(name),
         Op::TraceGate(op) => op.check(name),
         Op::TraceRoute(op) => op.check(name),
@@ -145,11 +147,11 @@ impl Operation {
     /// Checks an operation's tensors: those that need a row per token have one, all have the capacity for the step's rows,
     /// and a tensor that is written is not also read or written as another operand.
     fn operands(self, op: &Op, capacity: &Capacity) -> Result<()> {
-        use Op::{Add, AllGather, Linear, RmsNorm, Select, Swiglu};
+        use Op::{Add, AllGather, Linear, RmsNorm, Sample, Select, Swiglu};
         let Operands { reads, writes, .. } = op.operands();
         let any_rows = matches!(
             op,
-            RmsNorm(_) | Linear(_) | Swiglu(_) | Add(_) | AllGather(_) | Select(_)
+            RmsNorm(_) | Linear(_) | Swiglu(_) | Add(_) | AllGather(_) | Select(_) | Sample(_)
         );
         for tensor in reads.iter().chain(&writes) {
             if !any_rows {
@@ -437,5 +439,12 @@ impl Select {
             true,
             self.candidates > 0,
         )
+    }
+}
+
+impl Sample {
+    fn check(&self, op: Operation) -> Result<()> {
+        op.rows("the logits", Rows::Outputs, self.logits)?;
+        op.tensor("the logits", self.logits, self.logits.width, F32)
     }
 }

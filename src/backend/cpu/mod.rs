@@ -22,6 +22,7 @@ mod mla_prefill;
 mod quantised;
 mod rms_norm;
 mod route;
+mod sample;
 mod select;
 mod short_conv;
 mod step;

@@ -11,13 +11,13 @@ use super::memory::{CpuWeight, Memory};
 use super::mla::Shape;
 use super::{
     embed, experts, gated_norm, kda_gates, kda_recurrence, linear, mla_append, mla_decode,
-    mla_prefill, rms_norm, route, select, short_conv, swiglu,
+    mla_prefill, rms_norm, route, sample, select, short_conv, swiglu,
 };
 use crate::backend::check::Demands;
 use crate::backend::{
     Add, AllGather, AllReduce, Batch, Capacity, Collective, Embed, Experts, GatedNorm, KdaGates,
-    KdaRecurrence, Linear, MlaAppend, MlaAttention, Op, Result, RmsNorm, Route, Rows, Segment,
-    Select, Shard, ShortConv, Step, StepOutput, Swiglu, Tensor, TensorValues, Ticket,
+    KdaRecurrence, Linear, MlaAppend, MlaAttention, Op, Result, RmsNorm, Route, Rows, Sample,
+    Segment, Select, Shard, ShortConv, Step, StepOutput, Swiglu, Tensor, TensorValues, Ticket,
 };
 use crate::error::BackendError;
 
@@ -168,6 +168,7 @@ impl CpuStep {
             Op::AllReduce(op) => self.all_reduce(op),
             Op::AllGather(op) => self.all_gather(op),
             Op::Select(op) => self.select(op),
+            Op::Sample(op) => self.sample(op),
             Op::Probe(tensor) => self.probe(tensor),
             Op::ProbePositions(tensor) => self.probe_positions(tensor),
             Op::TraceKda(op) => self.trace_kda(op),
@@ -400,6 +401,14 @@ impl CpuStep {
             if op.keep_rows {
                 result.logits = logits.to_vec();
             }
+            Ok(())
+        });
+    }
+
+    fn sample(&mut self, op: Sample) {
+        self.defer("sample", move |memory, run, result| {
+            let logits = memory.f32(op.logits, run.rows(Rows::Outputs));
+            result.draws = sample::sample(logits, op.logits.width, &run.batch.draws);
             Ok(())
         });
     }

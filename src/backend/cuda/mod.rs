@@ -15,6 +15,7 @@ pub mod machine;
 mod memory;
 mod operations;
 mod recurrence;
+mod sample;
 mod step;
 mod trace;
 mod weights;

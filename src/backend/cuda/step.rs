@@ -184,7 +184,7 @@ impl CudaStep {
             most_spans: MOST_SPANS,
             block_tokens,
         };
-        let bytes = 4 * metadata_layout.words(&capacity) as u64;
+        let bytes = 4 * metadata_layout.words(&capacity, &demands.draws()) as u64;
         let batch = Arc::new(Buffer::new(&shared.machine, "a step's batch", bytes)?);
         Ok(Self {
             shared,

@@ -3,7 +3,8 @@
 use crate::backend::check::Demands;
 use crate::backend::gpu::batch_metadata::{BatchMetadata, MetadataLayout};
 use crate::backend::gpu::fits;
-use crate::backend::{Batch, Capacity, Choice, Result, StepOutput, Tensor, TensorValues};
+use crate::backend::gpu::layout::NONE;
+use crate::backend::{Batch, Capacity, Choice, Drawn, Result, StepOutput, Tensor, TensorValues};
 
 /// A result that is read back.
 #[derive(Clone, Copy)]
@@ -15,6 +16,7 @@ pub(in crate::backend) enum Answer {
     Choices {
         candidates: usize,
     },
+    Draws,
 }
 
 /// What a step requires of its batches, and the results that it returns.
@@ -48,8 +50,7 @@ impl Submission {
         size: fn(Tensor) -> usize,
     ) -> Result<Self> {
         asked.demands.check(asked.capacity, batch)?;
-        let attends = asked.demands.latents.is_some();
-        let metadata = asked.layout.metadata(batch, attends, asked.splits)?;
+        let metadata = asked.layout.metadata(batch, asked.demands, asked.splits)?;
         fits(&metadata, asked.metadata_bytes)?;
         let answers = answers.map(|answer| (answer, answer.bytes(&metadata, size)));
         let answers = answers.collect();
@@ -85,6 +86,10 @@ impl Submission {
                     output.probes.push(values(*tensor, bytes));
                 }
                 Answer::Logits(_) => output.logits = bytemuck::pod_collect_to_vec(bytes),
+                Answer::Draws => {
+                    let words: Vec<u32> = bytemuck::pod_collect_to_vec(bytes);
+                    output.draws = words.chunks_exact(DRAWN_WORDS).map(drawn).collect();
+                }
                 Answer::Choices { candidates } => {
                     let words: Vec<u32> = bytemuck::pod_collect_to_vec(bytes);
                     let rows = words.chunks_exact(4 + 2 * candidates);
@@ -109,9 +114,20 @@ impl Answer {
                 let whole = metadata.count(tensor.rows) * tensor.width;
                 size(tensor) * whole.min(metadata.reached)
             }
+            Self::Draws => 4 * metadata.draws.all * DRAWN_WORDS,
             Self::Choices { candidates } => 4 * metadata.outputs * (4 + 2 * candidates),
         }
     }
+}
+
+/// Words of a draw's result: the token or [`NONE`], and its logit.
+pub(in crate::backend) const DRAWN_WORDS: usize = 2;
+
+fn drawn(words: &[u32]) -> Option<Drawn> {
+    (words[0] != NONE).then(|| Drawn {
+        token: words[0],
+        logit: f32::from_bits(words[1]),
+    })
 }
 
 /// One row: log-normaliser, an unused word, whether all logits are finite, the target's logit, then ids and logits.

@@ -4,11 +4,13 @@
 
 use bytemuck::Pod;
 
+use super::draw_metadata::{DrawCounts, draw_words};
 use super::layout::{
     CheckpointWords, ChunkWords, CutWords, Header, NONE, OutputWords, ScanWords, SegmentWords,
     SpanWords, SpannedWords, TileWords, WindowWords,
 };
-use crate::backend::{Batch, Capacity, Result, Rows, Segment};
+use crate::backend::check::Demands;
+use crate::backend::{Batch, Capacity, DrawCapacity, Result, Rows, Segment};
 use crate::error::BackendError;
 
 /// Tokens per chunk of the recurrence.
@@ -70,6 +72,8 @@ pub(in crate::backend) struct BatchMetadata {
     pub(in crate::backend) several_windows: usize,
     /// Spans of single rows.
     pub(in crate::backend) spans: usize,
+    /// Draws, if the step samples.
+    pub(in crate::backend) draws: DrawCounts,
 }
 
 /// What the metadata depends on besides the batch.
@@ -115,8 +119,8 @@ impl MetadataLayout {
         self.span.max(share.next_multiple_of(SPAN_STEP))
     }
 
-    /// Maximum number of words of the metadata of a batch within `capacity`.
-    pub(in crate::backend) fn words(&self, capacity: &Capacity) -> usize {
+    /// Maximum number of words of the metadata of a batch within these capacities.
+    pub(in crate::backend) fn words(&self, capacity: &Capacity, draws: &DrawCapacity) -> usize {
         let tiles = capacity.tokens / QUERIES + capacity.segments;
         let windows = capacity.blocks * self.block_tokens / self.window + capacity.segments;
         let splits = Self::splits(capacity, MOST_SPLITS);
@@ -133,9 +137,11 @@ impl MetadataLayout {
             + WindowWords::WORDS * windows
             + SpanWords::WORDS * self.spans(capacity)
             + SpannedWords::WORDS * capacity.segments
+            + draw_words(draws)
     }
 
-    /// Lays out a batch, with windows and tiles only if the step attends to latents. A long segment is cut into at most
+    /// Lays out what a step with these demands reads of a batch: windows and tiles if it attends to latents, draws if it
+    /// samples. A long segment is cut into at most
     /// `splits` splits, which are scanned in parallel.
     ///
     /// # Errors
@@ -143,16 +149,23 @@ impl MetadataLayout {
     pub(in crate::backend) fn metadata(
         &self,
         batch: &Batch,
-        attends: bool,
+        demands: &Demands,
         splits: usize,
     ) -> Result<BatchMetadata> {
         let ends = batch.segments.iter();
         let reached = ends.map(|segment| segment.position + segment.length);
         let reached = reached.max().unwrap_or_default();
+        let draws = match demands.sample {
+            Some(_) => &batch.draws[..],
+            None => &[],
+        };
         // Every word is a count or an index of one of these.
         for (what, found) in [
             ("the positions of a segment", reached),
-            ("the words of a batch", self.words(&batch.size())),
+            (
+                "the words of a batch",
+                self.words(&batch.size(), &DrawCapacity::of(draws)),
+            ),
         ] {
             if found >= NONE as usize {
                 return Err(BackendError::Batch {
@@ -188,10 +201,11 @@ impl MetadataLayout {
         metadata.segments(batch, &starts, &ranges);
         metadata.list(Header::AtChunks, &chunks);
         metadata.scans(batch, &ranges, splits);
-        if attends {
+        if demands.latents.is_some() {
             self.windows(&mut metadata, batch, &order);
             self.spanned(&mut metadata, batch);
         }
+        metadata.draws(draws);
         metadata.counts();
         Ok(metadata)
     }
@@ -262,7 +276,7 @@ fn splits(chunks: usize, most: usize) -> usize {
 }
 
 /// A count or an index of a batch whose words were checked to fit.
-fn word(value: usize) -> u32 {
+pub(super) fn word(value: usize) -> u32 {
     value as u32
 }
 
@@ -290,7 +304,7 @@ impl BatchMetadata {
     }
 
     /// Appends a list and writes its offset to the header.
-    fn list<T: Pod>(&mut self, header: Header, records: &[T]) {
+    pub(super) fn list<T: Pod>(&mut self, header: Header, records: &[T]) {
         self.words[header as usize] = word(self.words.len());
         self.words.extend_from_slice(bytemuck::cast_slice(records));
     }
@@ -463,12 +477,29 @@ mod tests {
             tokens: vec![0; positions.len()],
             segments: positions.iter().map(segment).collect(),
             outputs: Vec::new(),
+            draws: Vec::new(),
+        }
+    }
+
+    /// The demands of a step that attends to latents.
+    fn attending() -> Demands {
+        let layout = crate::backend::LatentLayout {
+            layers: 1,
+            blocks: 1,
+            block_tokens: 64,
+            latent: 1,
+            rope: 0,
+            dtype: crate::config::Dtype::F32,
+        };
+        Demands {
+            latents: Some(layout),
+            ..Demands::default()
         }
     }
 
     /// The first position of each span of each row.
     fn spans(layout: &MetadataLayout, positions: &[usize]) -> Vec<Vec<u32>> {
-        let metadata = layout.metadata(&batch(positions), true, 1).unwrap();
+        let metadata = layout.metadata(&batch(positions), &attending(), 1).unwrap();
         let list = |header: Header| &metadata.words[metadata.words[header as usize] as usize..];
         let spans: &[SpanWords] =
             bytemuck::cast_slice(&list(Header::AtSpans)[..2 * metadata.spans]);
@@ -515,9 +546,11 @@ mod tests {
                 .sum(),
             checkpoints: 0,
         };
-        let metadata = layout.metadata(&batch(&positions), true, 1).unwrap();
+        let metadata = layout
+            .metadata(&batch(&positions), &attending(), 1)
+            .unwrap();
         assert!(metadata.spans <= layout.spans(&capacity));
-        assert!(metadata.words.len() <= layout.words(&capacity));
+        assert!(metadata.words.len() <= layout.words(&capacity, &DrawCapacity::NONE));
     }
 
     #[test]
@@ -530,7 +563,10 @@ mod tests {
         };
         let mut far = batch(&[0]);
         far.segments[0].position = u32::MAX as usize;
-        let error = layout.metadata(&far, true, 1).unwrap_err().to_string();
+        let error = layout
+            .metadata(&far, &attending(), 1)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("the positions of a segment"), "{error}");
         assert!(error.contains("4294967296"), "{error}");
     }

@@ -93,6 +93,8 @@ header! {
     SeveralScans = "scans of segments of several tokens",
     SplitTotal = "splits",
     CutTotal = "segments that are cut into splits",
+    Draws = "draws",
+    AtDraws = "[draws, DRAW_WORDS]: followed by the lists of allowed tokens and of changes",
 }
 
 record!("", "Segment", SegmentWords, "A segment.", {
@@ -160,7 +162,27 @@ record!("Cut", "CutWords", CutWords, "A segment that is cut into splits.", {
     splits = "number of splits",
 });
 
-/// No slot, no target, no split.
+record!("Draw", "DrawWords", DrawWords, "A draw of a token.", {
+    row = "its output row",
+    scale = "f32: 2^26 log2(e) / temperature, or 0 for the best token",
+    top_k = "tokens kept, or 0",
+    top_p = "share of the weights kept in units of 2^-32, or 0",
+    least = "least weight kept",
+    random = "random number in units of 2^-32",
+    allowed = "offset of its bit mask of allowed tokens in the batch, or NONE",
+    changes = "offset of its changes in the batch: [n, CHANGE_WORDS]",
+    change_count = "changes",
+    changed = "its row of changed logits, or NONE",
+});
+
+record!("Change", "ChangeWords", ChangeWords, "A change of a logit.", {
+    token = "the token",
+    positive = "f32: factor of a logit above 0",
+    negative = "f32: factor of any other logit",
+    add = "f32: added last",
+});
+
+/// No slot, no target, no split, no list.
 pub(in crate::backend) const NONE: u32 = u32::MAX;
 
 /// How a recurrence runs over segments, in the order of its ids, with the names in the kernels.
@@ -188,7 +210,7 @@ mod tests {
     use super::*;
     use crate::checkpoint::FORMATS;
 
-    const RECORDS: [Words; 11] = [
+    const RECORDS: [Words; 13] = [
         HEADER,
         SegmentWords::NAMES,
         CheckpointWords::NAMES,
@@ -200,6 +222,8 @@ mod tests {
         SpannedWords::NAMES,
         ScanWords::NAMES,
         CutWords::NAMES,
+        DrawWords::NAMES,
+        ChangeWords::NAMES,
     ];
 
     /// `AtTokens` and `slot_in` as they are written in the kernels: `AT_TOKENS`, `SLOT_IN`.
@@ -220,7 +244,7 @@ mod tests {
         let mut put = |name: &str, value: u32, meaning: &str| {
             writeln!(text, "{:<44}// {meaning}", line(name, value)).unwrap();
         };
-        put("NONE", NONE, "no slot, no target, no split");
+        put("NONE", NONE, "no slot, no target, no split, no list");
         for (id, format) in FORMATS.iter().enumerate() {
             let name = format!("FORMAT_{format}");
             put(&name, id as u32, "the format of a weight's numbers");

@@ -2,6 +2,7 @@
 
 pub(super) mod answers;
 pub(super) mod batch_metadata;
+pub(super) mod draw_metadata;
 pub(super) mod layout;
 pub(super) mod memory;
 

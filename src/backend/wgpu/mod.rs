@@ -15,6 +15,7 @@ mod operations;
 mod params;
 mod pipelines;
 mod readback;
+mod sample;
 pub mod shaders;
 mod step;
 mod timing;

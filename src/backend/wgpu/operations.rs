@@ -39,6 +39,7 @@ impl WgpuStep {
             Op::AllReduce(op) => self.tensor(op.target).map(drop),
             Op::AllGather(op) => self.encode_all_gather(op),
             Op::Select(op) => self.encode_select(op),
+            Op::Sample(op) => self.encode_sample(op),
             Op::Probe(tensor) => self.encode_probe(tensor),
             Op::ProbePositions(tensor) => self.encode_probe_positions(tensor),
             Op::TraceKda(op) => self.encode_trace_kda(op),

@@ -34,7 +34,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use crate::backend::wgpu::{
-        answers, attention, experts, fill, kda, operations, shaders, trace,
+        answers, attention, experts, fill, kda, operations, sample, shaders, trace,
     };
 
     /// The fields of a shader's parameters, with their types; `None` if it has none.
@@ -68,6 +68,7 @@ mod tests {
             fill::params::ALL,
             kda::params::ALL,
             operations::params::ALL,
+            sample::params::ALL,
             trace::params::ALL,
         ];
         for (names, expected) in all.concat() {

@@ -158,7 +158,7 @@ impl WgpuStep {
         };
         let metadata = shared.gpu.buffer(
             "a step's batch",
-            4 * metadata_layout.words(&capacity) as u64,
+            4 * metadata_layout.words(&capacity, &demands.draws()) as u64,
         )?;
         Ok(Self {
             encoder: Encoder {

@@ -5,7 +5,7 @@ use std::io::Write;
 use anyhow::Result;
 use clap::ValueEnum;
 use kimi_linear::backend::dry::DryBackend;
-use kimi_linear::backend::{Backend, Capacity, Op, Program};
+use kimi_linear::backend::{Backend, Capacity, DrawCapacity, Op, Program};
 use kimi_linear::config::ModelConfig;
 use kimi_linear::engine;
 use kimi_linear::model::{Limits, Model, StepOptions};
@@ -88,6 +88,10 @@ fn build(
         candidates: 1,
         keep_rows: false,
         probe_hidden: false,
+        draws: DrawCapacity {
+            draws: 1,
+            ..DrawCapacity::NONE
+        },
     };
     model.step(step, step_options)?;
     Ok(model.program(step_options))

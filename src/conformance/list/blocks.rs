@@ -61,6 +61,7 @@ impl BlockFixture {
             tokens: vec![0; tokens],
             segments: segments.to_vec(),
             outputs: Vec::new(),
+            draws: Vec::new(),
         };
         ctx.submit(&mut *self.steps[which], &batch)?;
         ctx.read(self.output, tokens)

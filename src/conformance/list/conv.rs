@@ -128,6 +128,7 @@ impl Fixture {
             tokens: vec![0; tokens],
             segments: segments.to_vec(),
             outputs: Vec::new(),
+            draws: Vec::new(),
         };
         ctx.submit(&mut *self.step, &batch)?;
         ctx.read(self.output, tokens)

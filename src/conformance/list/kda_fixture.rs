@@ -171,6 +171,7 @@ impl Fixture {
             tokens: vec![0; tokens],
             segments,
             outputs: Vec::new(),
+            draws: Vec::new(),
         };
         ctx.submit(&mut *self.step, &batch)?;
         ctx.read(self.output, tokens)

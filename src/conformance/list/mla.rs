@@ -129,6 +129,7 @@ fn batch(segments: Vec<Segment>) -> Batch {
         tokens: vec![0; segments.iter().map(|segment| segment.length).sum()],
         segments,
         outputs: Vec::new(),
+        draws: Vec::new(),
     }
 }
 

@@ -19,6 +19,7 @@ mod quantised;
 mod random;
 mod refusals;
 mod rows;
+mod sample;
 mod sizes;
 
 pub use kda_input::{KdaCase, KdaExpected};
@@ -26,7 +27,7 @@ pub use kda_input::{KdaCase, KdaExpected};
 use super::Case;
 
 /// The operations and properties of the cases, in the order of the model, with a description of each.
-pub const OPERATIONS: [(&str, &str); 26] = [
+pub const OPERATIONS: [(&str, &str); 27] = [
     ("embed", "the embedding's rows of the tokens"),
     (
         "rms_norm",
@@ -79,6 +80,7 @@ pub const OPERATIONS: [(&str, &str); 26] = [
         "select",
         "best candidates, log-normaliser, logit of the target, whether all logits are finite",
     ),
+    ("sample", "draws of tokens, the same on every backend"),
     ("probe", "a tensor's value at that point of the step"),
     (
         "kda_block",
@@ -125,6 +127,7 @@ pub fn all() -> Vec<Case> {
         moe::cases(),
         quantised::cases(),
         choice::cases(),
+        sample::cases(),
         kda_block::cases(),
         mla_block::cases(),
         blocks::cases(),

@@ -2,9 +2,9 @@
 
 use super::kda_fixture::{LAYER, record, segment};
 use crate::backend::{
-    Add, Batch, Block, Capacity, Element, Embed, GatedNorm, LatentLayout, LatentPool, Linear,
-    MlaAppend, Op, OutputRow, Program, Result, RmsNorm, Rows, Segment, Select, ShortConv, Slot,
-    StateCheckpoint, StateLayout, StatePool, Step, Swiglu, Tensor, Weight,
+    Add, Batch, Block, Capacity, DrawCapacity, Element, Embed, GatedNorm, LatentLayout, LatentPool,
+    Linear, MlaAppend, Op, OutputRow, Program, Result, RmsNorm, Rows, Sample, Segment, Select,
+    ShortConv, Slot, StateCheckpoint, StateLayout, StatePool, Step, Swiglu, Tensor, Weight,
 };
 use crate::checkpoint::Format;
 use crate::conformance::{Case, CaseContext, Tolerance};
@@ -139,6 +139,7 @@ fn good() -> Batch {
                 target: Some(10),
             },
         ],
+        draws: Vec::new(),
     }
 }
 
@@ -524,12 +525,17 @@ fn invalid_others(handles: &Handles) -> Vec<(&'static str, Op)> {
             keep_rows: false,
         })
     };
+    let sample = Sample {
+        logits: gates,
+        capacity: DrawCapacity::NONE,
+    };
     vec![
         ("short_conv, rows of outputs", conv(outputs, six)),
         ("gated_norm, not whole heads", Op::from(gated_norm)),
         ("short_conv, another width", conv(eight, eight)),
         ("select, rows of tokens", select(gates, 1)),
         ("select, no candidates", select(logits, 0)),
+        ("sample, rows of tokens", Op::from(sample)),
     ]
 }
 

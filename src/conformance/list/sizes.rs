@@ -7,8 +7,8 @@ use super::kda::{against_definition, form_name};
 use super::kda_input::KdaCase;
 use super::moe::{RouteCase, experts, route};
 use super::rows::definition;
-use super::{choice, conv, mla};
-use crate::backend::{Element, Form, Segments};
+use super::{choice, conv, mla, sample};
+use crate::backend::{Draw, Element, Form, Segments};
 use crate::checkpoint::Format;
 use crate::conformance::oracle::{Attention, Router};
 use crate::conformance::{Case, Gates, Tolerance};
@@ -60,6 +60,20 @@ fn dense() -> Vec<Case> {
         choice::check(ctx, vocabulary, 1, &values)
     });
     cases.push(case.with_work(4 * vocabulary, 3 * vocabulary));
+    for (top_p, temperature) in [(1.0, 0.0), (1.0, 1.0), (0.95, 1.0)] {
+        let name = format!("vocabulary {vocabulary}/top_p={top_p}/temperature {temperature}");
+        let case = Case::new("sample", name, Tolerance::Full, move |ctx| {
+            let values = ctx.random.normals(vocabulary, 2.5);
+            let draw = Draw {
+                temperature,
+                top_p,
+                random: 0x9000_0000,
+                ..Draw::best(0)
+            };
+            sample::check(ctx, vocabulary, &values, &[draw])
+        });
+        cases.push(case.with_work(4 * vocabulary, 3 * vocabulary));
+    }
     cases
 }
 

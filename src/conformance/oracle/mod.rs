@@ -7,11 +7,13 @@ mod dense;
 mod kda;
 mod mla;
 mod moe;
+mod sample;
 
 pub use dense::*;
 pub use kda::{Recurrence, gated_norm, log_decay, short_conv, write_strength};
 pub use mla::{Attention, append};
 pub use moe::{Router, experts};
+pub use sample::{sample_error, sample_order};
 
 /// `1 / (1 + e^-x)`.
 #[must_use]

@@ -1,119 +1,159 @@
-//! Sampling from rows of four logits.
+//! Sampling from rows of four logits, on the CPU backend.
 
 use super::*;
+use crate::backend::cpu::CpuBackend;
+use crate::backend::{
+    Backend, Batch, DrawCapacity, Element, OutputRow, Program, Rows, Sample, Segment, Slot,
+    TensorValues,
+};
 
-fn choice(logits: &[f32]) -> Choice {
-    let mut candidates: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
-    candidates.sort_by(|a, b| b.1.total_cmp(&a.1));
-    Choice {
-        candidates,
-        log_normaliser: 0.0,
-        target_logit: None,
-        finite: true,
-    }
+const LOGITS: [f32; 4] = [0.0, 2.0, 1.0, -1.0];
+
+/// The tokens of these draws from one row.
+fn tokens(logits: &[f32], draws: Vec<Draw>) -> Vec<Option<u32>> {
+    let mut backend = CpuBackend::new();
+    let row = backend.tensor(Rows::Outputs, 1, logits.len(), Element::F32);
+    let row = row.unwrap();
+    let values = TensorValues::F32(logits.to_vec());
+    backend.write_tensor(row, &values).unwrap();
+    let mut program = Program::new();
+    program.push(Sample {
+        logits: row,
+        capacity: DrawCapacity::of(&draws),
+    });
+    let batch = Batch {
+        tokens: vec![0],
+        segments: vec![Segment {
+            length: 1,
+            position: 0,
+            slot_in: None,
+            slot_out: Slot(0),
+            checkpoints: Vec::new(),
+            blocks: Vec::new(),
+        }],
+        outputs: vec![OutputRow {
+            row: 0,
+            target: None,
+        }],
+        draws,
+    };
+    let mut step = backend.compile(&program, batch.size()).unwrap();
+    let output = step.submit(&batch).unwrap().wait().unwrap();
+    let draws = output.draws.into_iter();
+    draws.map(|drawn| drawn.map(|drawn| drawn.token)).collect()
 }
 
-fn draws(sampling: Sampling, logits: &[f32]) -> Vec<usize> {
-    let (mut sampler, mut counts) = (Sampler::new(&sampling, 0, &[]), vec![0; logits.len()]);
-    for _ in 0..20_000 {
-        counts[sampler.choose(&choice(logits), logits).unwrap() as usize] += 1;
+fn sampler(sampling: &Sampling) -> Sampler {
+    Sampler::new(sampling, &Vocabulary::new(4), &[])
+}
+
+/// The next token of a sampler, which takes it.
+fn next(sampler: &mut Sampler) -> Result<u32, EngineError> {
+    let draws = sampler.draws(0, 0..1)?;
+    let token = tokens(&LOGITS, draws)[0].unwrap();
+    sampler.take(token)?;
+    Ok(token)
+}
+
+/// The tokens at `count` positions of an answer without penalties.
+fn answer(sampling: &Sampling, logits: &[f32], sample: usize, count: usize) -> Vec<u32> {
+    let mut sampler = Sampler::new(sampling, &Vocabulary::new(logits.len()), &[]);
+    let draws = (0..count).map(|_| {
+        let draw = sampler.draws(0, sample..sample + 1).unwrap().remove(0);
+        sampler.take(0).unwrap();
+        draw
+    });
+    let found = tokens(logits, draws.collect());
+    found.into_iter().map(Option::unwrap).collect()
+}
+
+fn counts(sampling: &Sampling, logits: &[f32], sample: usize) -> Vec<u32> {
+    let mut counts = vec![0; logits.len()];
+    for token in answer(sampling, logits, sample, 20_000) {
+        counts[token as usize] += 1;
     }
     counts
 }
 
-const LOGITS: [f32; 4] = [0.0, 2.0, 1.0, -1.0];
-
-#[test]
-fn greedy_takes_the_best() {
-    assert_eq!(draws(Sampling::GREEDY, &LOGITS), [0, 20_000, 0, 0]);
+fn at(temperature: f64) -> Sampling {
+    Sampling {
+        temperature,
+        ..Sampling::GREEDY
+    }
 }
 
 #[test]
+fn greedy_takes_the_best() {
+    assert_eq!(counts(&Sampling::GREEDY, &LOGITS, 0), [0, 20_000, 0, 0]);
+}
+
+/// The statistic of Pearson's test has a mean of `n - 1` and a variance of `2 (n - 1)`, here with six standard deviations.
+#[test]
 fn draws_follow_the_softmax() {
-    let temperature = 0.7;
-    let counts = draws(
-        Sampling {
-            temperature,
-            ..Sampling::GREEDY
-        },
-        &LOGITS,
-    );
-    let weights = LOGITS.map(|logit| (f64::from(logit) / temperature).exp());
-    let total: f64 = weights.iter().sum();
-    for (count, weight) in counts.iter().zip(weights) {
-        let (p, seen) = (weight / total, *count as f64 / 20_000.0);
-        // Five standard deviations.
-        assert!(
-            (seen - p).abs() < 5.0 * (p * (1.0 - p) / 20_000.0).sqrt(),
-            "{seen} against {p}"
-        );
+    let logits: Vec<f32> = (0..60).map(|i| (i * 37 % 60) as f32 * 0.05).collect();
+    for (seed, sample) in [(0, 0), (0, 1), (1, 0), (u64::MAX, 3), (1 << 40, 7)] {
+        let sampling = Sampling { seed, ..at(0.7) };
+        let counts = counts(&sampling, &logits, sample);
+        let weights = logits.iter().map(|logit| (f64::from(*logit) / 0.7).exp());
+        let weights: Vec<f64> = weights.collect();
+        let total: f64 = weights.iter().sum();
+        let terms = counts.iter().zip(weights).map(|(count, weight)| {
+            let expected = 20_000.0 * weight / total;
+            (f64::from(*count) - expected).powi(2) / expected
+        });
+        let (found, freedom) = (terms.sum::<f64>(), 59.0_f64);
+        let bound = 6.0 * (2.0 * freedom).sqrt();
+        assert!((found - freedom).abs() < bound, "{found} for seed {seed}");
     }
 }
 
 #[test]
 fn cuts_leave_out_what_they_say() {
-    let at = || Sampling {
-        temperature: 1.0,
-        ..Sampling::GREEDY
+    let zero = |sampling: &Sampling| {
+        let counts = counts(sampling, &LOGITS, 0);
+        counts.iter().map(|count| *count == 0).collect::<Vec<_>>()
     };
-    let zero = |counts: &[usize]| counts.iter().map(|count| *count == 0).collect::<Vec<_>>();
-    assert_eq!(
-        zero(&draws(Sampling { top_k: 2, ..at() }, &LOGITS)),
-        [true, false, false, true]
-    );
+    let top_k = |top_k| Sampling { top_k, ..at(1.0) };
+    let top_p = |top_p| Sampling { top_p, ..at(1.0) };
+    let min_p = |min_p| Sampling { min_p, ..at(1.0) };
+    assert_eq!(zero(&top_k(2)), [true, false, false, true]);
     // Probabilities 0.64, 0.24, 0.09, 0.03.
-    assert_eq!(
-        zero(&draws(Sampling { top_p: 0.6, ..at() }, &LOGITS)),
-        [true, false, true, true]
-    );
-    assert_eq!(
-        zero(&draws(Sampling { top_p: 0.9, ..at() }, &LOGITS)),
-        [false, false, false, true]
-    );
-    assert_eq!(
-        zero(&draws(Sampling { min_p: 0.3, ..at() }, &LOGITS)),
-        [true, false, false, true]
-    );
+    assert_eq!(zero(&top_p(0.6)), [true, false, true, true]);
+    assert_eq!(zero(&top_p(0.9)), [false, false, false, true]);
+    assert_eq!(zero(&min_p(0.3)), [true, false, false, true]);
 }
 
 #[test]
 fn a_seed_repeats_and_another_differs() {
-    let at = |seed| {
-        draws(
-            Sampling {
-                temperature: 1.0,
-                seed,
-                ..Sampling::GREEDY
-            },
-            &LOGITS,
-        )
-    };
+    let at = |seed| answer(&Sampling { seed, ..at(1.0) }, &LOGITS, 0, 64);
     assert_eq!(at(1), at(1));
     assert_ne!(at(1), at(2));
+    assert_ne!(at(1), at(1 << 32 | 1));
 }
 
 #[test]
 fn samples_of_one_seed_differ() {
-    let sampling = Sampling {
-        temperature: 1.0,
-        ..Sampling::GREEDY
-    };
-    let draws = |sample| {
-        let mut sampler = Sampler::new(&sampling, sample, &[]);
-        (0..32)
-            .map(|_| sampler.choose(&choice(&LOGITS), &LOGITS).unwrap())
-            .collect::<Vec<_>>()
-    };
-    assert_eq!(draws(1), draws(1));
-    assert_ne!(draws(0), draws(1));
+    let of = |sample| answer(&at(1.0), &LOGITS, sample, 64);
+    assert_eq!(of(1), of(1));
+    assert_ne!(of(0), of(1));
+}
+
+/// A draw depends on the seed, the answer and the number of tokens before, not on how the answer came to be there.
+#[test]
+fn a_sampler_that_takes_tokens_over_continues_as_the_other() {
+    let mut one = sampler(&at(1.0));
+    let first: Vec<u32> = (0..5).map(|_| next(&mut one).unwrap()).collect();
+    let mut other = sampler(&at(1.0));
+    for token in first {
+        other.take(token).unwrap();
+    }
+    assert_eq!(one.draws(0, 0..3), other.draws(0, 0..3));
 }
 
 /// The greedy tokens of four steps over the same row.
-fn greedy(sampling: Sampling, prompt: &[u32]) -> Vec<u32> {
-    let mut sampler = Sampler::new(&sampling, 0, prompt);
-    (0..4)
-        .map(|_| sampler.choose(&choice(&LOGITS), &LOGITS).unwrap())
-        .collect()
+fn greedy(sampling: &Sampling, prompt: &[u32]) -> Vec<u32> {
+    let mut sampler = Sampler::new(sampling, &Vocabulary::new(4), prompt);
+    (0..4).map(|_| next(&mut sampler).unwrap()).collect()
 }
 
 #[test]
@@ -124,91 +164,47 @@ fn penalties_and_biases_change_the_logits() {
         change(&mut sampling);
         sampling
     };
-    assert_eq!(
-        greedy(with(&|s| s.presence_penalty = 1.5), &[]),
-        [1, 2, 1, 1]
-    );
-    assert_eq!(
-        greedy(with(&|s| s.frequency_penalty = 0.8), &[]),
-        [1, 1, 2, 1]
-    );
+    let presence = with(&|s| s.presence_penalty = 1.5);
+    assert_eq!(greedy(&presence, &[]), [1, 2, 1, 1]);
+    let frequency = with(&|s| s.frequency_penalty = 0.8);
+    assert_eq!(greedy(&frequency, &[]), [1, 1, 2, 1]);
     // 2 / 4 = 0.5 for the token of the prompt.
-    assert_eq!(
-        greedy(with(&|s| s.repetition_penalty = 4.0), &[1]),
-        [2, 1, 1, 1]
-    );
-    assert_eq!(
-        greedy(with(&|s| s.logit_bias = vec![(1, -100.0), (3, 3.0)]), &[]),
-        [3, 3, 3, 3]
-    );
+    let repetition = with(&|s| s.repetition_penalty = 4.0);
+    assert_eq!(greedy(&repetition, &[1]), [2, 1, 1, 1]);
+    let bias = with(&|s| s.logit_bias = vec![(1, -100.0), (3, 2.0), (3, 1.0)]);
+    assert_eq!(greedy(&bias, &[]), [3, 3, 3, 3]);
+    let far = with(&|s| s.logit_bias = vec![(3, 1e300), (1, -1e300)]);
+    assert_eq!(greedy(&far, &[]), [3, 3, 3, 3]);
     assert!(with(&|s| s.logit_bias = vec![(4, 1.0)]).check(4).is_err());
 }
 
 /// A suppressed token is never sampled, however tokens are sampled, and whatever a bias or a grammar says.
 #[test]
 fn suppressed_tokens_are_never_drawn() {
-    let drawn = Sampling {
-        temperature: 1.0,
-        ..Sampling::GREEDY
-    };
     let biased = Sampling {
         logit_bias: vec![(1, 50.0)],
         ..Sampling::GREEDY
     };
-    let top_k = |top_k| Sampling {
-        top_k,
-        ..drawn.clone()
-    };
-    let (top_1, top_2) = (top_k(1), top_k(2));
-    let guide = || Box::new(Steps(vec![vec![0, 1, 3]; 2_000])) as Box<dyn Guide>;
+    let top_k = |top_k| Sampling { top_k, ..at(1.0) };
     // LOGITS are 0, 2, 1, -1; 1 and 2 are suppressed.
+    let vocabulary = Vocabulary::new(4).suppressing(&[1, 2]);
     for (sampling, guided, expected) in [
         (Sampling::GREEDY, false, vec![0]),
         (biased, false, vec![0]),
-        (top_1, false, vec![0]),
-        (top_2, false, vec![0, 3]),
-        (drawn.clone(), false, vec![0, 3]),
-        (drawn, true, vec![0, 3]),
+        (top_k(1), false, vec![0]),
+        (top_k(2), false, vec![0, 3]),
+        (at(1.0), false, vec![0, 3]),
+        (at(1.0), true, vec![0, 3]),
     ] {
-        let mut sampler = Sampler::new(&sampling, 0, &[]).suppressing([1, 2].into());
-        if guided {
-            sampler = sampler.guided(Some(guide()));
-        }
-        // Only as much is read back as was asked for.
-        let mut read = choice(&LOGITS);
-        read.candidates.truncate(sampler.candidates());
-        let row = if sampler.needs_full_logits() {
-            &LOGITS[..]
-        } else {
-            &[]
-        };
-        let mut found: Vec<u32> = (0..500)
-            .map(|_| sampler.choose(&read, row).unwrap())
-            .collect();
+        let guide = || Box::new(Steps(vec![vec![0, 1, 3]])) as Box<dyn Guide>;
+        let sampler = Sampler::new(&sampling, &vocabulary, &[]);
+        let mut sampler = sampler.guided(guided.then(guide));
+        let found = tokens(&LOGITS, sampler.draws(0, 0..500).unwrap());
+        let mut found: Vec<u32> = found.into_iter().map(Option::unwrap).collect();
         found.sort_unstable();
         found.dedup();
         assert_eq!(found, expected, "{sampling:?}, guided: {guided}");
     }
-}
-
-/// Beyond the candidates that are read back, whole rows are read.
-#[test]
-fn many_suppressed_tokens_take_whole_rows() {
-    let read = |top_k, suppressed: u32| {
-        let sampling = Sampling {
-            temperature: 1.0,
-            top_k,
-            ..Sampling::GREEDY
-        };
-        let sampler = Sampler::new(&sampling, 0, &[]).suppressing((0..suppressed).collect());
-        (sampler.candidates(), sampler.needs_full_logits())
-    };
-    assert_eq!(read(40, 24), (64, false));
-    assert_eq!(read(40, 25), (1, true));
-    assert_eq!(read(64, 0), (64, false));
-    assert_eq!(read(65, 0), (1, true));
-    assert_eq!(read(0, 0), (1, true));
-    assert_eq!(read(usize::MAX, 2), (1, true));
 }
 
 /// Allows exactly these tokens, one step after the other.
@@ -225,14 +221,18 @@ impl Guide for Steps {
     }
 }
 
+fn guided(sampling: &Sampling, steps: Vec<Vec<u32>>) -> Sampler {
+    sampler(sampling).guided(Some(Box::new(Steps(steps))))
+}
+
 #[test]
 fn a_grammar_leaves_out_what_it_does_not_allow() {
-    let steps = || Some(Box::new(Steps(vec![vec![0, 3], vec![2, 3], vec![1]])) as Box<dyn Guide>);
+    let steps = || vec![vec![0, 3], vec![2, 3], vec![1]];
     // LOGITS are 0, 2, 1, -1.
-    let mut sampler = Sampler::new(&Sampling::GREEDY, 0, &[]).guided(steps());
+    let mut sampler = guided(&Sampling::GREEDY, steps());
     for expected in [0, 2, 1] {
         assert!(!sampler.is_complete());
-        assert_eq!(sampler.choose(&choice(&LOGITS), &LOGITS), Ok(expected));
+        assert_eq!(next(&mut sampler), Ok(expected));
     }
     assert!(sampler.is_complete());
     // A bias counts among allowed tokens; it cannot bring back others.
@@ -241,17 +241,12 @@ fn a_grammar_leaves_out_what_it_does_not_allow() {
         logit_bias,
         ..Sampling::GREEDY
     };
-    let mut sampler = Sampler::new(&sampling, 0, &[]).guided(steps());
-    assert_eq!(sampler.choose(&choice(&LOGITS), &LOGITS), Ok(3));
+    assert_eq!(next(&mut guided(&sampling, steps())), Ok(3));
     // Draws follow the softmax over the allowed tokens alone.
-    let drawn = Sampling {
-        temperature: 1.0,
-        ..Sampling::GREEDY
-    };
+    let draws = guided(&at(1.0), steps()).draws(0, 0..2_000).unwrap();
     let mut counts = [0; 4];
-    for sample in 0..2_000 {
-        let mut sampler = Sampler::new(&drawn, sample, &[]).guided(steps());
-        counts[sampler.choose(&choice(&LOGITS), &LOGITS).unwrap() as usize] += 1;
+    for token in tokens(&LOGITS, draws) {
+        counts[token.unwrap() as usize] += 1;
     }
     assert_eq!((counts[1], counts[2]), (0, 0));
     let p = 1.0 / (1.0 + (-1.0_f64).exp());
@@ -259,11 +254,12 @@ fn a_grammar_leaves_out_what_it_does_not_allow() {
 }
 
 #[test]
-fn a_grammar_without_a_token_is_an_error() {
-    let mut sampler =
-        Sampler::new(&Sampling::GREEDY, 0, &[]).guided(Some(Box::new(Steps(vec![vec![]]))));
-    let error = sampler.choose(&choice(&LOGITS), &LOGITS).unwrap_err();
-    assert!(error.to_string().contains("no token"), "{error}");
+fn a_grammar_without_a_token_draws_none() {
+    // Token 4 is none of the model's.
+    for steps in [vec![vec![]], vec![vec![4]]] {
+        let draws = guided(&Sampling::GREEDY, steps).draws(0, 0..1).unwrap();
+        assert_eq!(tokens(&LOGITS, draws), [None]);
+    }
 }
 
 #[test]
