@@ -20,6 +20,7 @@ pub(super) struct Target {
     pub(super) model: String,
     /// Whether to call the chat API instead of plain completions.
     pub(super) chat: bool,
+    pub(super) temperature: f64,
     pub(super) ignore_eos: bool,
 }
 
@@ -84,7 +85,7 @@ impl Target {
         let mut body = json!({
             "model": self.model,
             "max_tokens": planned.output,
-            "temperature": 0,
+            "temperature": self.temperature,
             "stream": true,
             "stream_options": { "include_usage": true },
         });

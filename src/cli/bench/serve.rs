@@ -70,6 +70,9 @@ pub(super) struct Arguments {
     /// Maximum answer length in tokens.
     #[arg(long, value_name = "N", default_value = "64", value_parser = parse_tokens, visible_alias = "random-output-len")]
     output_length: usize,
+    /// Temperature of the requests; most clients send none, which is 1. With 0 answers are greedy.
+    #[arg(long, value_name = "T", default_value_t = 1.0)]
+    temperature: f64,
     /// Send vLLM's `ignore_eos`, so that every answer has --output-length tokens; servers without this field may refuse it.
     #[arg(long)]
     ignore_eos: bool,
@@ -129,6 +132,11 @@ fn plan(arguments: &Arguments) -> Result<Vec<Planned>> {
     };
     positive("--rate", arguments.rate)?;
     positive("--speed", arguments.speed)?;
+    ensure!(
+        arguments.temperature >= 0.0 && arguments.temperature.is_finite(),
+        "--temperature should be 0 or more, but is {}",
+        arguments.temperature
+    );
     let (count, seed) = (arguments.num_requests, arguments.seed);
     if let Some(file) = &arguments.trace {
         return load::trace(file, count, arguments.speed, arguments.vocabulary, seed);
@@ -170,6 +178,7 @@ async fn send(arguments: &Arguments, planned: Vec<Planned>) -> Result<Vec<super:
         key,
         model,
         chat: arguments.api == Api::Chat,
+        temperature: arguments.temperature,
         ignore_eos: arguments.ignore_eos,
     });
     let progress = Arc::new(Progress::count("answered", planned.len()));
