@@ -129,7 +129,7 @@ impl DrawCapacity {
 }
 
 /// Words of a [`LogitChange`].
-const CHANGE_WORDS: usize = size_of::<LogitChange>() / 4;
+pub(crate) const CHANGE_WORDS: usize = size_of::<LogitChange>() / 4;
 
 /// The draws that change logits.
 pub(crate) fn changed(draws: &[Draw]) -> impl Iterator<Item = &Draw> {
@@ -264,12 +264,6 @@ impl Draw {
             return wrong("the order of a draw's changes", expected, found);
         }
         Ok(())
-    }
-
-    /// Whether the token may be drawn.
-    pub(crate) fn allows(&self, token: usize) -> bool {
-        let bit = |allowed: &Arc<[u32]>| allowed[token / 32] >> (token % 32) & 1 == 1;
-        self.allowed.as_ref().is_none_or(bit)
     }
 }
 

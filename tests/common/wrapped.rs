@@ -226,6 +226,7 @@ impl<W: Wrap> Step for WrappedStep<W> {
                 edit(&mut **self.inner.lock().unwrap(), &batch)?;
             }
             output.choices.extend(came.choices);
+            output.draws.extend(came.draws);
             output.logits.extend(came.logits);
             output.probes.extend(came.probes);
             output.milliseconds.extend(came.milliseconds);

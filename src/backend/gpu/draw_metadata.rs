@@ -4,8 +4,11 @@ use std::sync::Arc;
 
 use super::batch_metadata::{BatchMetadata, word};
 use super::layout::{ChangeWords, DrawWords, Header, NONE};
-use crate::backend::draw::{changed, distinct};
+use crate::backend::draw::{CHANGE_WORDS, changed, distinct};
 use crate::backend::{Draw, DrawCapacity, LogitChange};
+
+// A capacity counts words without this layout.
+const _: () = assert!(ChangeWords::WORDS == CHANGE_WORDS);
 
 /// Numbers of draws that the launches of `sample` depend on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -25,7 +25,7 @@ pub(super) fn cases() -> Vec<Case> {
                         ..Draw::best(0)
                     };
                     let values = ctx.random.normals(3 * vocabulary, 3.0);
-                    check(ctx, vocabulary, &values, &spread(3, 16, &draw))
+                    check(ctx, vocabulary, &values, &spread(3, 8, &draw))
                 }),
             );
         }
@@ -36,7 +36,7 @@ pub(super) fn cases() -> Vec<Case> {
                 format!("{name}/vocabulary {vocabulary}/{levels} levels"),
                 Box::new(move |ctx| {
                     let values = leveled(ctx, 2 * vocabulary, levels);
-                    check(ctx, vocabulary, &values, &spread(2, 24, &cut()))
+                    check(ctx, vocabulary, &values, &spread(2, 12, &cut()))
                 }),
             );
         }
@@ -56,11 +56,12 @@ pub(super) fn cases() -> Vec<Case> {
     cases
 }
 
+type MakeDraw = fn() -> Draw;
 type Run = fn(&mut CaseContext<'_>) -> Result<()>;
 type Body = Box<dyn Fn(&mut CaseContext<'_>) -> Result<()> + Send + Sync>;
 
 /// Draws at temperature 1 with cuts.
-const CUTS: [(&str, fn() -> Draw); 7] = [
+const CUTS: [(&str, MakeDraw); 7] = [
     ("top_k 1", || cut(1, 1.0, 0.0)),
     ("top_k 5", || cut(5, 1.0, 0.0)),
     ("top_k above the vocabulary", || cut(10_000, 1.0, 0.0)),
