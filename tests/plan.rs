@@ -267,7 +267,7 @@ fn bursts_are_replayed_under_every_policy_and_in_all_three_forms() {
         "--burst",
         "--count=400",
         "--rate=20",
-        "--shape=bursts:2,20s,5s",
+        "--arrivals=bursts:2,20s,5s",
         "--answers=lognormal:5,0.6,16,1K",
     ];
     let drawn = format!("--svg={}", svg.display());
