@@ -1,7 +1,7 @@
 //! How the tokens of an answer are sampled: penalties and biases change the logits first; suppressed tokens and tokens that a
 //! grammar does not allow are removed; then temperature, top-k, top-p and min-p are applied, in that order.
 //!
-//! The device draws ([`Draw`](crate::backend::Draw)); this is what a draw is made of.
+//! The device draws ([`Draw`]); this is what a draw is made of.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
