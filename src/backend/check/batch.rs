@@ -21,6 +21,7 @@ pub(crate) struct Demands {
 
 impl Demands {
     /// Maximum sizes of a batch's draws.
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
     pub(crate) fn draws(&self) -> DrawCapacity {
         let sample = self.sample.as_ref();
         sample.map_or(DrawCapacity::NONE, |sample| sample.capacity)

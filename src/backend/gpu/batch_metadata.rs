@@ -290,6 +290,7 @@ impl BatchMetadata {
     }
 
     /// Number of rows of this kind that are single: of single tokens, or of outputs.
+    #[cfg(feature = "cuda")]
     pub(in crate::backend) fn few(&self, rows: Rows) -> usize {
         match rows {
             Rows::Tokens => self.tokens - self.several_rows,
@@ -298,6 +299,7 @@ impl BatchMetadata {
     }
 
     /// The index of the word that counts the positions of a window.
+    #[cfg(feature = "cuda")]
     pub(in crate::backend) fn window_word(&self, number: usize) -> u32 {
         let positions = std::mem::offset_of!(WindowWords, positions) / 4;
         self.words[Header::AtWindows as usize] + word(WindowWords::WORDS * number + positions)
