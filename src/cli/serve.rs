@@ -23,7 +23,7 @@ use kimi_linear::server::{KvTransfer, KvTransfers, Opener, Server, ServerOptions
 
 pub(super) use self::config_file::with_config;
 pub(super) use self::flags::LogFormat;
-use self::flags::{Caching, Engines, Http, Logs};
+use self::flags::{Caching, Engines, Http, Logs, SchedulingPolicy};
 use self::kv_transfer::KvFlags;
 use self::sampling::Sampling;
 use self::vllm::Vllm;
@@ -75,6 +75,7 @@ impl Arguments {
     fn server_options(&self) -> Result<ServerOptions> {
         Ok(ServerOptions {
             seed: self.engine.seed,
+            priorities: self.engine.scheduling_policy == SchedulingPolicy::Priority,
             prefix_caching: self.caching.prefix_caching(),
             on_idle: Some(memory::trim),
             log_requests: self.logs.enable_log_requests,

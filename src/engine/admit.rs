@@ -1,4 +1,4 @@
-//! Admission: first come, first served, as long as there are slots and blocks; and preemption when there are none.
+//! Admission: by priority, then first come, first served, as long as there are slots and blocks; and preemption when there are none.
 //!
 //! A preempted sequence is copied to host memory whole and resumes with the same bits.
 
@@ -7,7 +7,7 @@ use super::sequence::Sequence;
 use crate::error::{EngineError, Error};
 
 impl Engine {
-    /// Admits waiting sequences in order of arrival, until the next one does not fit.
+    /// Admits waiting sequences in their order, until the next one does not fit.
     pub(super) async fn admit(&mut self) -> Result<(), Error> {
         let most = self.model.limits().step.segments;
         let mut yielded = false;
@@ -28,6 +28,7 @@ impl Engine {
                     }
                 }
             }
+            let priority = sequence.request.priority;
             self.waiting.push_front(sequence);
             if self.running.is_empty() {
                 // If no sequence runs, only what waiting sequences hold on the device can occupy it.
@@ -52,7 +53,7 @@ impl Engine {
                         self.refuse(vec![id], error)?;
                     }
                 }
-            } else if !yielded && let Some(index) = self.longest() {
+            } else if !yielded && let Some(index) = self.longest(priority) {
                 yielded = true;
                 let arrival = self.arrival();
                 self.running[index].arrival = arrival;
@@ -64,10 +65,12 @@ impl Engine {
         Ok(())
     }
 
-    /// The sequence that has generated the most tokens since its admission, if it has had its share.
-    fn longest(&self) -> Option<usize> {
-        let longest =
-            (0..self.running.len()).max_by_key(|index| self.running[*index].served_tokens)?;
+    /// The sequence that has generated the most tokens since its admission, if it has had its share, of those that do not run
+    /// before a request of this priority.
+    fn longest(&self, priority: i64) -> Option<usize> {
+        let longest = (0..self.running.len())
+            .filter(|index| self.running[*index].request.priority >= priority)
+            .max_by_key(|index| self.running[*index].served_tokens)?;
         (self.running[longest].served_tokens >= self.options.quantum).then_some(longest)
     }
 
@@ -141,7 +144,7 @@ impl Engine {
         refused.try_for_each(|(id, error)| self.refuse(vec![id], error))
     }
 
-    /// Preempts a running sequence: it leaves the device and waits in its order of arrival.
+    /// Preempts a running sequence: it leaves the device and waits in its order.
     pub(super) async fn preempt(&mut self, index: usize) -> Result<(), Error> {
         let mut sequence = self.running.remove(index);
         let mut suspended = self.suspend(&mut sequence).await;
@@ -185,9 +188,9 @@ impl Engine {
                 }
                 return Ok(Grown::Ready);
             }
-            // The last sequence to arrive is preempted, even if it is this one.
+            // The last sequence in order is preempted, even if it is this one.
             let last = (0..self.running.len())
-                .max_by_key(|index| self.running[*index].arrival)
+                .max_by_key(|index| self.running[*index].order())
                 .unwrap_or(index);
             if self.running.len() > 1 {
                 self.preempt(last).await?;

@@ -31,7 +31,7 @@ pub struct Engine {
     pub(super) vocabulary: Vocabulary,
     pub(super) cache: Cache,
     pub(super) step_cache: StepCache,
-    /// Waiting sequences, in order of arrival.
+    /// Waiting sequences, by priority and order of arrival.
     pub(super) waiting: VecDeque<Sequence>,
     /// Running sequences, in order of admission.
     pub(super) running: Vec<Sequence>,
@@ -45,6 +45,8 @@ pub struct Engine {
     pub(super) preemptions: u64,
     /// Traced sequences that have run a token since the other sequences last ran.
     pub(super) traced: usize,
+    /// Whether shorter prompts left no tokens of the last step for the prompt whose turn it was.
+    pub(super) passed_over: bool,
     cancelled: Vec<RequestId>,
     pub(super) events: VecDeque<(RequestId, Event)>,
 }
@@ -89,6 +91,7 @@ impl Engine {
             next_arrival: 0,
             preemptions: 0,
             traced: 0,
+            passed_over: false,
             cancelled: Vec::new(),
             events: VecDeque::new(),
         }
@@ -233,9 +236,9 @@ impl Engine {
         let mut sequence =
             Sequence::new(id, Arc::new(request), tokens, 0, arrival, &self.vocabulary);
         sequence.import = import;
-        let ahead = self.waiting.len();
+        let ahead = self.queue_index(&sequence);
         self.emit(id, Event::Queued { ahead });
-        self.waiting.push_back(sequence);
+        self.waiting.insert(ahead, sequence);
     }
 
     /// Cancels a request. At the next step all that it holds is freed; its answers finish as cancelled.
@@ -469,13 +472,17 @@ impl Engine {
         self.cache.clear();
     }
 
-    /// Inserts a sequence into the waiting queue by its order of arrival.
+    /// Inserts a sequence into the waiting queue by its priority and order of arrival.
     pub(super) fn enqueue(&mut self, sequence: Sequence) {
-        let order = |sequence: &Sequence| (sequence.arrival, sequence.sample);
-        let index = self
-            .waiting
-            .partition_point(|other| order(other) <= order(&sequence));
+        let index = self.queue_index(&sequence);
         self.waiting.insert(index, sequence);
+    }
+
+    /// The sequence's place in the waiting queue.
+    fn queue_index(&self, sequence: &Sequence) -> usize {
+        let order = |sequence: &Sequence| (sequence.order(), sequence.sample);
+        self.waiting
+            .partition_point(|other| order(other) <= order(sequence))
     }
 
     /// The slot and blocks of a running sequence as a prefix handle on the device, except for its partial block, which is

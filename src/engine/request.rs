@@ -43,6 +43,8 @@ pub struct Request {
     /// Number of most likely tokens to report with their log-probabilities, in addition to each token's own; `None` reports
     /// none. Frames of a trace have them too, also for the prompt's tokens.
     pub logprobs: Option<usize>,
+    /// Lower values are admitted and prefilled first; where slots or blocks are short, the highest leave the device first. Usually 0.
+    pub priority: i64,
     /// Positions in the prompt where a turn ends: a later prompt may differ from this one from there on. The last few become
     /// cuts of the prompt, with a checkpoint at each.
     pub turn_ends: Vec<usize>,
@@ -77,6 +79,7 @@ impl Request {
             grammar: None,
             samples: 1,
             logprobs: None,
+            priority: 0,
             turn_ends: Vec::new(),
             reuse: true,
             trace: None,

@@ -119,10 +119,8 @@ impl Engine {
                 }
             }
         }
-        let mut prefills: Vec<usize> = (0..self.running.len())
-            .filter(|index| !self.running[*index].decodes() && !self.running[*index].alone())
-            .collect();
-        prefills.sort_by_key(|index| self.running[*index].arrival);
+        let prefills = self.prefills();
+        let first = self.first_in_order(&prefills);
         for index in prefills {
             let Some(end) = self.next_chunk_boundary(&planned, index, &most) else {
                 continue;
@@ -146,6 +144,13 @@ impl Engine {
                 }
             }
         }
+        let runs = |id| {
+            planned
+                .segments
+                .iter()
+                .any(|segment| (segment.id, segment.sample) == id)
+        };
+        self.passed_over = first.is_some_and(|first| !runs(first));
         if planned.segments.is_empty() && !self.running.is_empty() {
             let (expected, found) = (
                 self.options.cut + 1,
@@ -154,6 +159,29 @@ impl Engine {
             return Err(Error::from(EngineError::StepTooSmall { expected, found }));
         }
         Ok((!planned.segments.is_empty()).then_some(planned))
+    }
+
+    /// The sequences whose prompts have tokens left, in the order in which they take tokens of the step: by priority, then the one
+    /// with the least left first, so that a short prompt does not wait behind long ones. If the prompt that would be next by
+    /// arrival had none of the last step for this reason, arrival decides.
+    fn prefills(&self) -> Vec<usize> {
+        let mut prefills: Vec<usize> = (0..self.running.len())
+            .filter(|index| !self.running[*index].decodes() && !self.running[*index].alone())
+            .collect();
+        prefills.sort_by_key(|index| {
+            let sequence = &self.running[*index];
+            let (priority, arrival) = sequence.order();
+            let left = sequence.prompt() - sequence.position;
+            (priority, if self.passed_over { 0 } else { left }, arrival)
+        });
+        prefills
+    }
+
+    /// The first of these sequences by priority and arrival.
+    fn first_in_order(&self, prefills: &[usize]) -> Option<(RequestId, usize)> {
+        let sequences = prefills.iter().map(|index| &self.running[*index]);
+        let first = sequences.min_by_key(|sequence| sequence.order())?;
+        Some((first.id, first.sample))
     }
 
     /// The sequence whose token runs next, alone: sequences that are traced alternate with all others.

@@ -84,6 +84,11 @@ impl Sequence {
         if self.single { 1 } else { self.request.samples }
     }
 
+    /// Its order among others: by priority, then by arrival. Lower values first.
+    pub(super) fn order(&self) -> (i64, u64) {
+        (self.request.priority, self.arrival)
+    }
+
     /// Tokens of the prompt.
     pub(super) fn prompt(&self) -> usize {
         self.request.prompt.len()

@@ -53,6 +53,8 @@ pub struct ServerOptions {
     pub sampling_defaults: SamplingDefaults,
     /// Seed for requests without one; `None` for a random seed each.
     pub seed: Option<u64>,
+    /// Whether requests may have a `priority`.
+    pub priorities: bool,
     /// Whether to use cached prefixes.
     pub prefix_caching: bool,
     /// What to call when no request has been in progress for some seconds after there was one: a program may give memory back
@@ -84,6 +86,7 @@ impl ServerOptions {
             reasoning_parser: None,
             sampling_defaults: SamplingDefaults::default(),
             seed: None,
+            priorities: false,
             prefix_caching: true,
             on_idle: None,
             log_requests: false,

@@ -51,6 +51,8 @@ pub(super) struct Parameters {
     pub(super) return_ids: bool,
     /// The prompt shares no cached prefix with other requests.
     pub(super) salted: bool,
+    /// Lower values run first.
+    priority: i64,
     /// Truncation of a longer prompt.
     keep: Option<Keep>,
     /// Number of most likely tokens reported per prompt token; `None` if the prompt is not scored.
@@ -122,6 +124,8 @@ pub(super) struct SharedFields {
     prompt_logprobs: Option<Whole>,
     /// If set, the prompt shares no cached prefixes with other requests.
     cache_salt: Option<String>,
+    /// Lower values run first, with `--scheduling-policy priority`; otherwise only 0 is accepted.
+    priority: Option<Whole>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -162,11 +166,6 @@ impl Parameters {
         ]);
         let tiers = [json!("auto"), json!("default")];
         fields.only("service_tier", &tiers, "there is one tier only")?;
-        fields.only(
-            "priority",
-            &[json!(0)],
-            "requests run in the order in which they come",
-        )?;
         Ok(Self {
             sampling: sampling(&shared, service)?,
             samples: count("n", shared.n, 1, MOST_ANSWERS)?.unwrap_or(1),
@@ -183,6 +182,7 @@ impl Parameters {
             keep: keep(shared.truncate_prompt_tokens)?,
             prompt_logprobs,
             salted: shared.cache_salt.is_some_and(|salt| !salt.is_empty()),
+            priority: priority(shared.priority, service)?,
             remote,
         })
     }
@@ -232,6 +232,7 @@ impl Parameters {
             scores,
             sampling: self.sampling.clone(),
             samples: self.samples,
+            priority: self.priority,
             ..service.request(ids, max_tokens, !self.salted)
         })
     }
@@ -361,6 +362,19 @@ fn seed(Whole(seed): Whole) -> Result<u64> {
         let message = "`seed` must be a whole number of 64 bits";
         ApiError::field("seed", message).code("invalid_value")
     })
+}
+
+/// Other values than 0 need the policy, as in vLLM.
+fn priority(priority: Option<Whole>, service: &Service) -> Result<i64> {
+    let Whole(priority) = priority.unwrap_or(Whole(0));
+    let message = match i64::try_from(priority) {
+        Ok(priority) if priority == 0 || service.options.priorities => return Ok(priority),
+        Ok(_) => {
+            "requests run in the order of arrival: `priority` needs a server with `--scheduling-policy priority`"
+        }
+        Err(_) => "`priority` must be a whole number of 64 bits",
+    };
+    Err(ApiError::field("priority", message).code("invalid_value"))
 }
 
 /// `-1` and `0` both mean all.

@@ -29,6 +29,7 @@ mod gpu_failing;
 mod handle;
 #[cfg(feature = "wgpu")]
 mod on_wgpu;
+mod order;
 mod output;
 mod prefix;
 mod random;

@@ -308,8 +308,25 @@ async fn a_long_prompt_keeps_its_end() {
         .chat(&long, json!({ "truncate_prompt_tokens": 20 }))
         .await;
     assert_eq!(chat["usage"]["prompt_tokens"], 20);
-    let ordered = json!({ "prompt": "a", "priority": 3 });
-    refusal(&server.post(TEXT, ordered).await, 400, Some("priority"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn priorities_need_their_policy() {
+    let body = |priority| json!({ "prompt": "a", "max_tokens": 1, "priority": priority });
+    let server = Setup::default().start().await;
+    let refused = server.post(TEXT, body(3)).await;
+    refusal(&refused, 400, Some("priority"));
+    server.ok(TEXT, body(0)).await;
+    let mut setup = Setup::default();
+    setup.options.priorities = true;
+    let server = setup.start().await;
+    for priority in [-3, 0, 3] {
+        server.ok(TEXT, body(priority)).await;
+    }
+    let refused = server
+        .post(TEXT, json!({ "prompt": "a", "priority": 1.5 }))
+        .await;
+    refusal(&refused, 400, Some("priority"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

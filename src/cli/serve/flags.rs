@@ -169,6 +169,15 @@ fn parse_length(text: &str) -> Result<Length, String> {
     }
 }
 
+/// The order of requests.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum SchedulingPolicy {
+    /// First come, first served.
+    Fcfs,
+    /// By the field `priority` of requests.
+    Priority,
+}
+
 /// Batch sizes and memory.
 #[derive(Args)]
 #[command(next_help_heading = "Engine")]
@@ -184,6 +193,9 @@ pub(super) struct Engines {
     /// pauses of running answers while a long prompt is prefilled.
     #[arg(long, value_name = "N", value_parser = parse_tokens)]
     max_num_batched_tokens: Option<usize>,
+    /// Order of requests: of arrival (`fcfs`), or by their field `priority`, lower values first, then of arrival (`priority`).
+    #[arg(long, value_name = "POLICY", value_enum, default_value = "fcfs")]
+    pub(super) scheduling_policy: SchedulingPolicy,
     /// Maximum number of waiting requests; further ones are refused with HTTP 429.
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub(super) max_queue: usize,
