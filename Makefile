@@ -109,12 +109,13 @@ target/npm/made: tests/clients/npm/package.json tests/clients/npm/package-lock.j
 app: install-rust-components install-window
 	$(CARGO) run $(PROFILE) --locked --package kimi-linear-app
 
-# The pictures of README and docs/app.md: the script types, looks and saves; oxipng makes them small where it is there.
+# The pictures of README and docs/app.md: the script types, looks and saves; pngquant and gifsicle make them small where they are there.
 app-pictures: install-rust-components install-xvfb target/python/made
 	$(CARGO) build $(PROFILE) --locked --package kimi-linear-app
 	.ci/on-xvfb target/release/kimi-linear-app --demo --backend cpu --demo-script docs/app/pictures.script --out docs/app
 	.ci/on-xvfb target/release/kimi-linear-app --demo --backend cpu --demo-script docs/app/moving.script --out target/frames
 	target/python/bin/python docs/app/moving.py target/frames docs/app/memory.gif
+	@if command -v gifsicle >/dev/null; then gifsicle --batch --optimize=3 --lossy=20 docs/app/memory.gif; fi
 	@if command -v pngquant >/dev/null; then for picture in docs/app/*.png; do \
 		pngquant --quality 85-100 --strip --force --output $$picture $$picture || true; done; fi
 
