@@ -34,5 +34,7 @@ mod output;
 mod prefix;
 mod random;
 mod requests;
+#[cfg(all(feature = "cuda", feature = "wgpu"))]
+mod rows;
 mod snapshot;
 mod undo;

@@ -21,6 +21,8 @@ pub(super) struct Target {
     /// Whether to call the chat API instead of plain completions.
     pub(super) chat: bool,
     pub(super) temperature: f64,
+    pub(super) top_p: Option<f64>,
+    pub(super) top_k: Option<u32>,
     pub(super) ignore_eos: bool,
 }
 
@@ -100,6 +102,12 @@ impl Target {
             body["messages"] = json!([{ "role": "user", "content": words.join(" ") }]);
         } else {
             body["prompt"] = json!(planned.prompt);
+        }
+        if let Some(top_p) = self.top_p {
+            body["top_p"] = json!(top_p);
+        }
+        if let Some(top_k) = self.top_k {
+            body["top_k"] = json!(top_k);
         }
         if self.ignore_eos {
             body["ignore_eos"] = json!(true);

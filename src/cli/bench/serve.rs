@@ -73,6 +73,12 @@ pub(super) struct Arguments {
     /// Temperature of the requests; most clients send none, which is 1. With 0 answers are greedy.
     #[arg(long, value_name = "T", default_value_t = 1.0)]
     temperature: f64,
+    /// Top-p of the requests: samples from the most likely tokens whose probabilities sum to P. Default: none is sent.
+    #[arg(long, value_name = "P")]
+    top_p: Option<f64>,
+    /// Top-k of the requests, vLLM's field: samples from the K most likely tokens. Default: none is sent.
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..))]
+    top_k: Option<u32>,
     /// Send vLLM's `ignore_eos`, so that every answer has --output-length tokens; servers without this field may refuse it.
     #[arg(long)]
     ignore_eos: bool,
@@ -137,6 +143,12 @@ fn plan(arguments: &Arguments) -> Result<Vec<Planned>> {
         "--temperature should be 0 or more, but is {}",
         arguments.temperature
     );
+    if let Some(top_p) = arguments.top_p {
+        ensure!(
+            top_p > 0.0 && top_p <= 1.0,
+            "--top-p should be above 0 and at most 1, but is {top_p}"
+        );
+    }
     let (count, seed) = (arguments.num_requests, arguments.seed);
     if let Some(file) = &arguments.trace {
         return load::trace(file, count, arguments.speed, arguments.vocabulary, seed);
@@ -179,6 +191,8 @@ async fn send(arguments: &Arguments, planned: Vec<Planned>) -> Result<Vec<super:
         model,
         chat: arguments.api == Api::Chat,
         temperature: arguments.temperature,
+        top_p: arguments.top_p,
+        top_k: arguments.top_k,
         ignore_eos: arguments.ignore_eos,
     });
     let progress = Arc::new(Progress::count("answered", planned.len()));

@@ -24,7 +24,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "SHAPE")]
     shape: Option<String>,
     /// Write a profile of this device for `plan`: prefill seconds and cache bytes of prompts of 1K, 8K, 32K and 128K tokens (or those of
-    /// --prefill), and the seconds of a decode step. The default shape is 48b.
+    /// --prefill; on a CPU the longer ones take very long), and the seconds of a decode step. The default shape is 48b.
     #[arg(long, value_name = "OUT.json", conflicts_with_all = ["compare", "context", "batch", "dry_run"])]
     profile: Option<PathBuf>,
     /// With --profile: number of sequences in the decode step.
