@@ -10,6 +10,7 @@
 //! - [`backend`]: the trait that a device implements, and the CPU, WGSL and CUDA backends.
 //! - [`cache`]: the cache of sequences: slots, blocks, the prefix tree, snapshots.
 //! - [`checkpoint`], [`config`], [`tokenizer`]: the contents of a model's files.
+//! - [`quantize`]: a model as a smaller GGUF.
 //! - [`conformance`]: the list of cases that every backend is tested against.
 //!
 //! Features: `cli` (the program), `server`, `wgpu` and `cuda`, all on by default; without any there is the CPU backend alone.
@@ -30,6 +31,7 @@ pub mod error;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod llm;
 pub mod model;
+pub mod quantize;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod tokenizer;

@@ -9,6 +9,7 @@
 pub mod blocks;
 mod compressed;
 mod contents;
+mod encoded;
 mod files;
 mod fingerprint;
 mod format;
@@ -17,6 +18,7 @@ pub mod gguf;
 mod header;
 mod index;
 mod map;
+mod preset;
 mod resaved;
 mod tensor;
 mod verify;
@@ -30,9 +32,11 @@ use bytes::Bytes;
 
 pub use blocks::{BlockFormat, Codes, Unpack};
 pub use contents::FormatUse;
+pub(crate) use encoded::encode;
 pub use files::ModelFiles;
 pub use fingerprint::Fingerprint;
 pub use format::{FORMATS, Format};
+pub use preset::Preset;
 pub use tensor::TensorData;
 
 use self::compressed::Repacked;
@@ -157,12 +161,23 @@ impl Checkpoint {
     /// [`CheckpointError::NoSuchTensor`] if the configuration has no such tensor; for a quantised one also errors of reading
     /// its file.
     pub fn tensor(&self, name: &str) -> Result<TensorData, CheckpointError> {
+        self.data(self.entry(name)?)
+    }
+
+    /// The format of a tensor, by its published name.
+    ///
+    /// # Errors
+    /// [`CheckpointError::NoSuchTensor`].
+    pub fn format(&self, name: &str) -> Result<Format, CheckpointError> {
+        Ok(self.entry(name)?.format)
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry, CheckpointError> {
         let entry = self.by_name.get(name).and_then(|i| self.entries.get(*i));
-        let entry = entry.ok_or_else(|| CheckpointError::NoSuchTensor {
+        entry.ok_or_else(|| CheckpointError::NoSuchTensor {
             dir: self.dir.clone(),
             tensor: name.to_owned(),
-        })?;
-        self.data(entry)
+        })
     }
 
     /// Every tensor, in the order of [`ModelConfig::tensors`].

@@ -26,7 +26,7 @@ use self::line::{Commands, HELP, Line};
 use self::screen::Screen;
 use super::generate::SamplingOptions;
 use super::options::{
-    CacheOptions, DeviceOptions, ModelOptions, load, parse_max_tokens, parse_tokens,
+    CacheOptions, DeviceOptions, ModelOptions, WeightOptions, load, parse_max_tokens, parse_tokens,
 };
 use super::progress::Progress;
 use super::{counted, failure, sentence};
@@ -45,6 +45,8 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     model: ModelOptions,
     #[command(flatten)]
+    weights: WeightOptions,
+    #[command(flatten)]
     device: DeviceOptions,
     #[command(flatten)]
     cache: CacheOptions,
@@ -62,7 +64,9 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let files = arguments.model.llm(Some(arguments.model.template()?))?;
+    let files = arguments
+        .model
+        .llm(Some(arguments.model.template()?), arguments.weights)?;
     let generation = Generation {
         max_tokens: arguments.max_tokens,
         sampling: arguments.sampling.sampling(),

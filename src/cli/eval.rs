@@ -18,7 +18,7 @@ use kimi_linear::tokenizer::Chat;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::options::{CacheOptions, DeviceOptions, ModelOptions, load, read_text};
+use super::options::{CacheOptions, DeviceOptions, ModelOptions, WeightOptions, load, read_text};
 use super::progress::Progress;
 use super::{counted, failure};
 
@@ -30,6 +30,8 @@ const SLACK: usize = 8;
 pub(crate) struct Arguments {
     #[command(flatten)]
     model: ModelOptions,
+    #[command(flatten)]
+    weights: WeightOptions,
     #[command(flatten)]
     device: DeviceOptions,
     #[command(flatten)]
@@ -126,7 +128,9 @@ impl Report {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let files = arguments.model.llm(Some(arguments.model.template()?))?;
+    let files = arguments
+        .model
+        .llm(Some(arguments.model.template()?), arguments.weights)?;
     if arguments.data.is_none() && !arguments.model.is_demo() {
         writeln!(
             std::io::stderr(),

@@ -18,8 +18,8 @@ use kimi_linear::tokenizer::{Chat, Conversation};
 use serde::Serialize;
 
 use super::options::{
-    CacheOptions, DeviceOptions, ModelOptions, as_prompt, load, parse_ids, parse_max_tokens,
-    read_text,
+    CacheOptions, DeviceOptions, ModelOptions, WeightOptions, as_prompt, load, parse_ids,
+    parse_max_tokens, read_text,
 };
 use super::progress::Progress;
 use super::{counted, failure};
@@ -29,6 +29,8 @@ use super::{counted, failure};
 pub(crate) struct Arguments {
     #[command(flatten)]
     model: ModelOptions,
+    #[command(flatten)]
+    weights: WeightOptions,
     #[command(flatten)]
     device: DeviceOptions,
     #[command(flatten)]
@@ -244,7 +246,7 @@ impl Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let is_chat = arguments.chat || arguments.prompt.messages.is_some();
     let template = is_chat.then(|| arguments.model.template()).transpose()?;
-    let files = arguments.model.llm(template)?;
+    let files = arguments.model.llm(template, arguments.weights)?;
     let generation = Generation {
         max_tokens: arguments.max_tokens,
         sampling: arguments.sampling.sampling(),

@@ -19,7 +19,7 @@ use serde::Serialize;
 use tempfile::TempDir;
 
 use self::program::Phase;
-use self::stored::Stored;
+pub(super) use self::stored::Stored;
 use super::options::{CacheOptions, ModelOptions, config_of, parse_tokens};
 use super::{counted, model_path, pull};
 

@@ -9,6 +9,7 @@ mod conformance;
 mod devices;
 mod eval;
 mod generate;
+mod imatrix;
 mod inspect;
 mod log;
 mod manual;
@@ -17,11 +18,13 @@ mod options;
 mod plan;
 mod progress;
 mod pull;
+mod quantize;
 mod score;
 #[cfg(feature = "server")]
 mod serve;
 mod tokenize;
 mod verify;
+mod whole_file;
 
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
@@ -98,7 +101,7 @@ enum Command {
     Tokenize(tokenize::Arguments),
     /// Compute negative log-likelihood and perplexity of a text, and optionally write its logits.
     #[command(
-        after_help = "Examples:\n  kimi-linear score --model Kimi-Linear -f text.txt\n  kimi-linear score --model Kimi-Linear -f text.txt --logits logits.safetensors"
+        after_help = "Examples:\n  kimi-linear score --model Kimi-Linear -f text.txt\n  kimi-linear score --model Kimi-Linear -f text.txt --logits logits.safetensors\n  kimi-linear score --model Kimi-Linear-q4.gguf -f text.txt --against Kimi-Linear     what quantisation costs"
     )]
     Score(score::Arguments),
     /// Ask questions with known answers and print the exact-match accuracy per task.
@@ -106,6 +109,13 @@ enum Command {
         after_help = "Examples:\n  kimi-linear eval --show-wrong 2\n  kimi-linear eval --model Kimi-Linear --data questions.jsonl --all"
     )]
     Eval(eval::Arguments),
+    /// Write a model as a smaller GGUF, for this program and llama.cpp.
+    ///
+    /// Weights are read, quantised and written one after the other: memory is needed for the largest one, the embedding. The mix of formats is
+    /// printed at the end.
+    Quantize(quantize::Arguments),
+    /// Gather an importance matrix from a text: which columns of each matrix matter when it is quantised.
+    Imatrix(imatrix::Arguments),
     /// Read every weight once and count NaN and infinite values.
     Verify(verify::Arguments),
     /// Test every operation of a backend against f64 reference code on this machine.
@@ -151,6 +161,8 @@ pub(crate) fn run() -> ExitCode {
         Command::Tokenize(arguments) => tokenize::run(&arguments),
         Command::Pull(arguments) => pull::run(arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Quantize(arguments) => quantize::run(&arguments),
+        Command::Imatrix(arguments) => imatrix::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Devices(arguments) => devices::run(&arguments),
         Command::Conformance(arguments) => conformance::run(&arguments),

@@ -8,13 +8,14 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use kimi_linear::backend::{self, Backend, BackendKind, Device};
-use kimi_linear::checkpoint::ModelFiles;
 use kimi_linear::checkpoint::gguf::MetadataOverride;
+use kimi_linear::checkpoint::{Checkpoint, ModelFiles, Preset};
 use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::demo;
 use kimi_linear::error::TokenizerError;
 use kimi_linear::llm::{Llm, LlmFiles, LlmOptions};
 use kimi_linear::model::{Limits, Model};
+use kimi_linear::quantize;
 use kimi_linear::tokenizer::{ChatTemplate, Tokenizer};
 
 use super::model_path;
@@ -50,6 +51,16 @@ impl ModelOptions {
     /// What was named.
     pub(crate) fn given(&self) -> Option<&Path> {
         self.model.as_deref()
+    }
+
+    /// A model without further options.
+    pub(crate) fn at(model: &Path) -> Self {
+        Self {
+            model: Some(model.to_owned()),
+            tokenizer: None,
+            chat_template: None,
+            override_kv: Vec::new(),
+        }
     }
 
     /// The same options for the model that is there.
@@ -125,8 +136,12 @@ impl ModelOptions {
         }
     }
 
-    /// Configuration and tokenizer, and the chat template where it is wanted.
-    pub(crate) fn llm(&self, template: Option<ChatTemplate>) -> Result<LlmFiles> {
+    /// Configuration and tokenizer, the chat template where it is wanted, and how weights are loaded.
+    pub(crate) fn llm(
+        &self,
+        template: Option<ChatTemplate>,
+        weights: WeightOptions,
+    ) -> Result<LlmFiles> {
         let files = self.files()?;
         let config = files.config()?;
         let tokenizer = Arc::new(self.tokenizer(&config)?);
@@ -135,6 +150,7 @@ impl ModelOptions {
             config,
             tokenizer,
             template,
+            quantize: weights.quantize,
         })
     }
 
@@ -271,20 +287,43 @@ impl CacheOptions {
     }
 }
 
+/// How weights are loaded.
+#[derive(Args, Clone, Copy, Default)]
+pub(crate) struct WeightOptions {
+    /// Quantise a model in BF16, F16 or F32 while it is loaded, with a preset of `kimi-linear quantize`: q8, q5, q4, q4-fast or q4-small.
+    /// Loading takes longer than that of a file that was quantised before.
+    #[arg(long, value_name = "PRESET")]
+    quantize: Option<Preset>,
+}
+
 /// A model's weights on a device, without an engine.
 pub(crate) struct Loaded {
     pub(crate) model: Model,
     pub(crate) device: Device,
 }
 
+/// The weights as they are loaded.
+pub(crate) fn checkpoint(
+    options: &ModelOptions,
+    weights: WeightOptions,
+    config: &ModelConfig,
+) -> Result<Checkpoint> {
+    let checkpoint = options.files()?.checkpoint(config)?;
+    match weights.quantize {
+        Some(preset) => Ok(quantize::while_loading(checkpoint, config, preset)?),
+        None => Ok(checkpoint),
+    }
+}
+
 /// Loads the weights without a tokenizer, for commands that work on token ids.
 pub(crate) fn load_model(
     options: &ModelOptions,
+    weights: WeightOptions,
     config: &ModelConfig,
     backend: Box<dyn Backend>,
     limits: impl FnOnce(&Device) -> Limits,
 ) -> Result<Loaded> {
-    let checkpoint = options.files()?.checkpoint(config)?;
+    let checkpoint = checkpoint(options, weights, config)?;
     let device = backend.device().clone();
     let progress = Progress::bytes("loading", checkpoint.total_bytes());
     let limits = limits(&device);

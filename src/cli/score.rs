@@ -1,4 +1,6 @@
-//! `kimi-linear score`: how likely a text is, and the logits behind it.
+//! `kimi-linear score`: how likely a text is, the logits behind it, and how far they are from those of another model.
+
+mod against;
 
 use std::io::{BufWriter, IntoInnerError, Write};
 use std::path::{Path, PathBuf};
@@ -12,9 +14,11 @@ use kimi_linear::engine::{
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
+use self::against::{Compared, Comparison};
 use super::failure;
 use super::options::{
-    CacheOptions, DeviceOptions, ModelOptions, load_model, parse_ids, parse_tokens, read_text,
+    CacheOptions, DeviceOptions, ModelOptions, WeightOptions, load_model, parse_ids, parse_tokens,
+    read_text,
 };
 use super::progress::Progress;
 
@@ -23,6 +27,8 @@ use super::progress::Progress;
 pub(crate) struct Arguments {
     #[command(flatten)]
     model: ModelOptions,
+    #[command(flatten)]
+    weights: WeightOptions,
     #[command(flatten)]
     device: DeviceOptions,
     #[command(flatten)]
@@ -35,6 +41,10 @@ pub(crate) struct Arguments {
     /// Write the logits to this file, as tensor `logits`: f32 [tokens, vocabulary], one row per position.
     #[arg(long, value_name = "OUT.safetensors")]
     logits: Option<PathBuf>,
+    /// Compare with the predictions of another model with the same tokens, such as the one that this model was quantised from: perplexity,
+    /// KL divergence, tokens on top and chosen experts. Its logits are kept in a temporary file, 4 bytes x vocabulary per token.
+    #[arg(long, value_name = "MODEL", conflicts_with = "logits")]
+    against: Option<PathBuf>,
     /// Print one JSON object instead of text.
     #[arg(long)]
     json: bool,
@@ -73,12 +83,18 @@ struct Report {
     tokens: usize,
     negative_log_likelihood: f64,
     perplexity: Option<f64>,
+    /// With --against.
+    #[serde(flatten)]
+    comparison: Option<Comparison>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let config = arguments.model.config()?;
     let tokens = arguments.input.tokens(&arguments.model, &config)?;
     engine::check_prompt(&config, &tokens)?;
+    if let Some(against) = &arguments.against {
+        return compare(arguments, &config, &tokens, against);
+    }
     let prefill_chunk = arguments.prefill_chunk.min(tokens.len());
     let backend = arguments.device.open()?;
     let sizes = EngineSizes {
@@ -87,9 +103,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         checkpoints: 0,
         ..EngineSizes::one(tokens.len())
     };
-    let loaded = load_model(&arguments.model, &config, backend, |device| {
-        sizes.limits(arguments.cache.dtype(device))
-    })?;
+    let loaded = load_model(
+        &arguments.model,
+        arguments.weights,
+        &config,
+        backend,
+        |device| sizes.limits(arguments.cache.dtype(device)),
+    )?;
     let options = EngineOptions {
         cut: prefill_chunk,
         ..EngineOptions::default()
@@ -135,11 +155,45 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         tokens: tokens.len(),
         negative_log_likelihood: score.negative_log_likelihood,
         perplexity: score.perplexity(),
+        comparison: None,
     };
-    if arguments.json {
-        super::print_json(&report)
-    } else {
-        print(&report)
+    show(arguments, &report)
+}
+
+/// Scores the text with both models.
+fn compare(
+    arguments: &Arguments,
+    config: &ModelConfig,
+    tokens: &[u32],
+    against: &Path,
+) -> Result<()> {
+    anyhow::ensure!(
+        tokens.len() > 1,
+        "--against: expected two tokens or more, found one"
+    );
+    let Compared {
+        negative_log_likelihood,
+        comparison,
+    } = against::compare(arguments, config, tokens, &ModelOptions::at(against))?;
+    let score = Score {
+        predicted: tokens.len() - 1,
+        negative_log_likelihood,
+    };
+    show(
+        arguments,
+        &Report {
+            tokens: tokens.len(),
+            negative_log_likelihood,
+            perplexity: score.perplexity(),
+            comparison: Some(comparison),
+        },
+    )
+}
+
+fn show(arguments: &Arguments, report: &Report) -> Result<()> {
+    match arguments.json {
+        true => super::print_json(report),
+        false => print(report),
     }
 }
 
@@ -155,7 +209,10 @@ fn print(report: &Report) -> Result<()> {
         report.negative_log_likelihood
     )?;
     writeln!(stdout, "perplexity               {perplexity}")?;
-    Ok(())
+    match &report.comparison {
+        Some(comparison) => comparison.print(&mut stdout),
+        None => Ok(()),
+    }
 }
 
 /// A safetensors file whose only tensor is written row by row: a million rows of logits do not fit in memory.

@@ -27,7 +27,7 @@ use self::flags::{Caching, Engines, Http, Logs, SchedulingPolicy};
 use self::kv_transfer::KvFlags;
 use self::sampling::Sampling;
 use self::vllm::Vllm;
-use super::options::{DeviceOptions, ModelOptions, load};
+use super::options::{DeviceOptions, ModelOptions, WeightOptions, load};
 
 /// Options of `serve`.
 #[derive(Args)]
@@ -41,6 +41,8 @@ pub(crate) struct Arguments {
     config: Option<PathBuf>,
     #[command(flatten)]
     model: ModelOptions,
+    #[command(flatten)]
+    weights: WeightOptions,
     #[command(flatten)]
     device: DeviceOptions,
     #[command(flatten)]
@@ -229,9 +231,9 @@ fn open(arguments: &Arguments, transfers: Option<KvTransfer>, opener: &Opener) -
             _ => return Err(error),
         },
     };
-    let files = arguments.model.llm(template)?;
+    let files = arguments.model.llm(template, arguments.weights)?;
     let backend = arguments.device.open()?;
-    let weights = files.files.checkpoint(&files.config)?.total_bytes();
+    let weights = files.checkpoint()?.total_bytes();
     let planner = planner(arguments, &files.config, backend.device(), weights)?;
     let sizes = planner.sizes(&files.config)?;
     // On a CPU the model and the swap space share the host's memory; with a GPU the swap space has all of it.

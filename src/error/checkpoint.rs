@@ -149,6 +149,16 @@ pub enum CheckpointError {
         /// What is there, and what to do.
         found: String,
     },
+    /// A weight cannot be quantised.
+    #[error("{tensor}: cannot be quantised: expected {expected}, found {found}")]
+    NotQuantized {
+        /// The weight.
+        tensor: String,
+        /// What a quantiser needs.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
     /// The tensors are not those that the configuration describes.
     #[error("{}: {} with the tensors:{}", dir.display(), count(problems.len()), list(problems))]
     Tensors {

@@ -10,6 +10,7 @@ mod checkpoint;
 mod config;
 mod demo;
 mod engine;
+mod quantize;
 mod tokenizer;
 #[cfg(feature = "transfer")]
 mod transfer;
@@ -20,6 +21,7 @@ pub use checkpoint::CheckpointError;
 pub use config::ConfigError;
 pub use demo::DemoError;
 pub use engine::EngineError;
+pub use quantize::QuantizeError;
 pub use tokenizer::TokenizerError;
 #[cfg(feature = "transfer")]
 pub use transfer::{Refusal, TransferError};
@@ -46,6 +48,9 @@ pub enum Error {
     /// The demo model's files.
     #[error(transparent)]
     Demo(#[from] DemoError),
+    /// A quantised model that was to be written.
+    #[error(transparent)]
+    Quantize(#[from] QuantizeError),
     /// A request, or what the model made of it.
     #[error(transparent)]
     Engine(#[from] EngineError),

@@ -159,6 +159,12 @@ pub enum TokenizerError {
         /// Why.
         source: Box<fancy_regex::Error>,
     },
+    /// A tokenizer that a GGUF cannot hold.
+    #[error(
+        "the tokenizer cannot be written to a GGUF of kimi-linear: expected the published split pattern and merges that follow from the order \
+         of the tokens, found others in tokenizer.json"
+    )]
+    NotByRanks,
     /// The byte-pair model refused its vocabulary or a piece of text.
     #[error("the byte-pair model refused {what}: {reason}")]
     Model {

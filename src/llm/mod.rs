@@ -13,7 +13,7 @@ pub use generation::{Completion, Generation, Piece, Prompt, Stream};
 
 use crate::backend::{self, Backend, BackendKind, Device};
 use crate::cache::Snapshot;
-use crate::checkpoint::ModelFiles;
+use crate::checkpoint::{Checkpoint, ModelFiles, Preset};
 use crate::config::{Dtype, ModelConfig};
 use crate::demo;
 use crate::engine::{
@@ -22,6 +22,7 @@ use crate::engine::{
 };
 use crate::error::{EngineError, Error, TokenizerError};
 use crate::model::Model;
+use crate::quantize;
 use crate::tokenizer::{ChatTemplate, Tokenizer};
 
 /// Default context length in tokens.
@@ -37,6 +38,8 @@ pub struct LlmFiles {
     pub tokenizer: Arc<Tokenizer>,
     /// The chat template; `None` if the model has none, so that chats are refused.
     pub template: Option<ChatTemplate>,
+    /// The formats that weights are quantised to while they are loaded; `None` for those of the files.
+    pub quantize: Option<Preset>,
 }
 
 /// How a model is loaded.
@@ -85,7 +88,20 @@ impl LlmFiles {
             config,
             tokenizer: Arc::new(tokenizer),
             template,
+            quantize: None,
         })
+    }
+
+    /// The weights as they are loaded.
+    ///
+    /// # Errors
+    /// As for [`Checkpoint::open`], and weights that are quantised already, where they are to be quantised.
+    pub fn checkpoint(&self) -> Result<Checkpoint, Error> {
+        let checkpoint = self.files.checkpoint(&self.config)?;
+        match self.quantize {
+            Some(preset) => quantize::while_loading(checkpoint, &self.config, preset),
+            None => Ok(checkpoint),
+        }
     }
 
     /// Opens the demo model, which is part of the library.
@@ -124,7 +140,7 @@ impl LlmFiles {
         options: &LlmOptions,
         progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
     ) -> Result<Llm, Error> {
-        let checkpoint = self.files.checkpoint(&self.config)?;
+        let checkpoint = self.checkpoint()?;
         let device = backend.device().clone();
         let limits = options.sizes.limits(options.cache.unwrap_or(device.cache));
         let total = checkpoint.total_bytes();

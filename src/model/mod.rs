@@ -4,11 +4,13 @@
 //! backend compiles. It holds no sequences: the engine assigns slots and blocks to them.
 
 mod load;
+mod observe;
 mod origin;
 mod program;
 mod source;
 mod trace;
 
+pub use observe::{LayerInput, LayerRoutes, Observe, Observed, Observer};
 pub use origin::ModelPart;
 pub use trace::{
     AttentionTrace, ExpertTrace, KdaHeadTrace, KdaTrace, OperationTime, StateTrace, TraceChoice,

@@ -5,10 +5,11 @@
 //! (`gguf-py/gguf/constants.py`).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use super::bytes::Alphabet;
 use super::special::reserved_name;
-use super::{Parts, from_tokens};
+use super::{Parts, Tokenizer, from_tokens, merges};
 use crate::checkpoint::gguf::Metadata;
 use crate::error::{CheckpointError, TokenizerError};
 
@@ -92,6 +93,47 @@ pub(super) fn read(metadata: &Metadata, alphabet: &Alphabet) -> Result<Parts, To
     parts.unused = unused;
     parts.reserves = false;
     Ok(parts)
+}
+
+/// A vocabulary as a GGUF holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vocabulary {
+    /// The text of each token: ordinary ones in the byte-level alphabet, `[PADn]` for ids that are not tokens.
+    pub tokens: Vec<String>,
+    /// The type of each token.
+    pub types: Vec<i32>,
+    /// `left right` for each merge, in the order of ranks.
+    pub merges: Vec<String>,
+}
+
+/// The tokenizer as a GGUF holds it: [`read`] makes the same of it.
+pub(super) fn write(tokenizer: &Tokenizer) -> Result<Vocabulary, TokenizerError> {
+    if !tokenizer.by_ranks {
+        return Err(TokenizerError::NotByRanks);
+    }
+    let alphabet = &tokenizer.alphabet;
+    let mut tokens: Vec<String> = Vec::with_capacity(tokenizer.vocab_size());
+    tokens.extend(tokenizer.tokens.iter().map(|token| alphabet.text(token)));
+    let mut types = vec![token_type::NORMAL as i32; tokens.len()];
+    for (id, name) in tokenizer.specials.iter() {
+        let unused = tokenizer.unused.contains(&id);
+        let (text, kind) = match tokenizer.specials.is_text(id) {
+            _ if unused => (format!("[PAD{id}]"), token_type::UNUSED),
+            true => (name.to_owned(), token_type::USER_DEFINED),
+            false => (name.to_owned(), token_type::CONTROL),
+        };
+        tokens.push(text);
+        types.push(kind as i32);
+    }
+    let merges = merges(Path::new("the tokenizer"), &tokenizer.tokens, alphabet)?;
+    let merges = merges
+        .into_iter()
+        .map(|(left, right)| format!("{left} {right}"));
+    Ok(Vocabulary {
+        tokens,
+        types,
+        merges: merges.collect(),
+    })
 }
 
 /// The id that the file itself ends texts with.

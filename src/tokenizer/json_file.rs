@@ -12,8 +12,8 @@ use tokenizers::models::bpe::BPE;
 
 use super::bytes::Alphabet;
 use super::config::{field, read_json};
-use super::split::{GPT2_PATTERN, Splitter};
-use super::{Parts, ranks};
+use super::split::{GPT2_PATTERN, PATTERN, Splitter};
+use super::{Parts, merges};
 use crate::error::TokenizerError;
 
 /// Reads the file; `None` where there is none.
@@ -28,16 +28,14 @@ pub(super) fn read(path: &Path, alphabet: &Alphabet) -> Result<Option<Parts>, To
     if !json["normalizer"].is_null() {
         return Err(field(path, "normalizer", "null", &json["normalizer"]));
     }
-    let splitter = Splitter::new(
-        patterns(path, &json["pre_tokenizer"])?
-            .iter()
-            .map(String::as_str),
-    )?;
+    let patterns = patterns(path, &json["pre_tokenizer"])?;
+    let splitter = Splitter::new(patterns.iter().map(String::as_str))?;
     let mut model = json["model"].take();
     drop(json);
     check_model(path, &model)?;
     let tokens = take_vocabulary(path, &mut model, &declared, alphabet)?;
-    ranks::index(path, &tokens)?;
+    let by_ranks = patterns == [PATTERN]
+        && merges_of(&model["merges"]) == Some(merges(path, &tokens, alphabet)?);
     // The model only reads from text.
     let bpe: BPE = serde_json::from_str(&model.to_string()).map_err(|e| TokenizerError::Model {
         what: "the vocabulary of tokenizer.json",
@@ -51,7 +49,20 @@ pub(super) fn read(path: &Path, alphabet: &Alphabet) -> Result<Option<Parts>, To
         text,
         unused: Vec::new(),
         reserves: false,
+        by_ranks,
     }))
+}
+
+/// The merges, each as one text or as two; `None` if they are something else.
+fn merges_of(merges: &Value) -> Option<Vec<(String, String)>> {
+    let pair = |merge: &Value| match merge {
+        Value::String(both) => {
+            let (left, right) = both.split_once(' ')?;
+            Some((left.to_owned(), right.to_owned()))
+        }
+        two => Some((two[0].as_str()?.to_owned(), two[1].as_str()?.to_owned())),
+    };
+    merges.as_array()?.iter().map(pair).collect()
 }
 
 /// The added tokens by id, and the ids of those that are declared as not special.

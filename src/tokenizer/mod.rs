@@ -34,6 +34,7 @@ pub use chat::{Chat, EncodedChat, ROLES};
 #[cfg(feature = "server")]
 pub(crate) use config::eos_ids;
 pub use conversation::Conversation;
+pub use gguf::Vocabulary;
 pub use stream::{StreamDecoder, TokenText, Utf8Stream};
 pub use template::ChatTemplate;
 pub use tool_calls::{Marker, ToolCallEvent, ToolCallParser};
@@ -63,6 +64,8 @@ struct Parts {
     /// Whether ids without a name in the file are tokens, as in the published tokenizer after its ordinary tokens
     /// (`tokenization_kimi.py`).
     reserves: bool,
+    /// Whether text is split by the published pattern, and merges follow from the order of the tokens.
+    by_ranks: bool,
 }
 
 /// A byte-level byte-pair tokenizer with its special tokens.
@@ -78,6 +81,8 @@ pub struct Tokenizer {
     eos: Vec<u32>,
     /// Special ids that are not tokens, ascending.
     unused: Vec<u32>,
+    /// As in [`Parts`].
+    by_ranks: bool,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -189,6 +194,7 @@ impl Tokenizer {
         unused.sort_unstable();
         eos.extend(stops.iter().filter_map(|name| specials.id(name)));
         let (tokens, splitter, bpe) = (parts.tokens, parts.splitter, parts.bpe);
+        let by_ranks = parts.by_ranks;
         Ok(Tokenizer {
             longest: tokens
                 .iter()
@@ -203,6 +209,7 @@ impl Tokenizer {
             bpe,
             eos,
             unused,
+            by_ranks,
         })
     }
 
@@ -336,6 +343,14 @@ impl Tokenizer {
         StreamDecoder::new(self)
     }
 
+    /// The vocabulary as a GGUF holds it.
+    ///
+    /// # Errors
+    /// [`TokenizerError::NotByRanks`]: a `tokenizer.json` whose pattern or merges a GGUF of kimi-linear cannot say.
+    pub fn to_gguf(&self) -> Result<Vocabulary, TokenizerError> {
+        gguf::write(self)
+    }
+
     /// The number of ordinary tokens; the special ones follow them.
     pub fn ordinary_tokens(&self) -> usize {
         self.tokens.len()
@@ -394,21 +409,16 @@ fn from_tokens(
     tokens: Vec<Box<[u8]>>,
     alphabet: &Alphabet,
 ) -> Result<Parts, TokenizerError> {
-    let index = ranks::index(path, &tokens)?;
-    let merges = tokens.iter().filter_map(|token| {
-        let (left, right) = token.split_at(ranks::last_join(token, &index)?);
-        Some((alphabet.text(left), alphabet.text(right)))
-    });
+    let merges: Vec<_> = merges(path, &tokens, alphabet)?;
     let vocab: Vocab = (0..)
         .zip(&tokens)
         .map(|(id, token)| (alphabet.text(token), id))
         .collect();
     let bpe = BPE::builder()
-        .vocab_and_merges(vocab, merges.collect())
+        .vocab_and_merges(vocab, merges)
         .ignore_merges(true)
         .build()
         .map_err(|e| model_error("the ranks", &*e))?;
-    drop(index);
     Ok(Parts {
         tokens,
         bpe,
@@ -417,7 +427,22 @@ fn from_tokens(
         text: BTreeSet::new(),
         unused: Vec::new(),
         reserves: true,
+        by_ranks: true,
     })
+}
+
+/// The merges that follow from the order of the tokens.
+fn merges(
+    path: &Path,
+    tokens: &[Box<[u8]>],
+    alphabet: &Alphabet,
+) -> Result<Vec<(String, String)>, TokenizerError> {
+    let index = ranks::index(path, tokens)?;
+    let merges = tokens.iter().filter_map(|token| {
+        let (left, right) = token.split_at(ranks::last_join(token, &index)?);
+        Some((alphabet.text(left), alphabet.text(right)))
+    });
+    Ok(merges.collect())
 }
 
 fn model_error(

@@ -39,6 +39,14 @@ impl ChatTemplate {
     /// # Errors
     /// No template, a file that cannot be read, a template that does not compile.
     pub fn from_dir(dir: &Path) -> Result<ChatTemplate, TokenizerError> {
+        let (source, variables) = Self::in_dir(dir)?;
+        let mut template = ChatTemplate::from_source(&source)?;
+        template.variables = variables;
+        Ok(template)
+    }
+
+    /// The source in a folder, and the values of its variables.
+    fn in_dir(dir: &Path) -> Result<(String, BTreeMap<String, String>), TokenizerError> {
         let path = dir.join("chat_template.jinja");
         let config = TokenizerConfig::read(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
         let source = match config::read(&path)? {
@@ -52,9 +60,22 @@ impl ChatTemplate {
                     dir: dir.to_owned(),
                 })?,
         };
-        let mut template = ChatTemplate::from_source(&source)?;
-        template.variables = config.named;
-        Ok(template)
+        Ok((source, config.named))
+    }
+
+    /// The source of a model's template as its files have it; `None` if it has no template.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn source_in(files: &ModelFiles) -> Result<Option<String>, TokenizerError> {
+        let source = match files {
+            ModelFiles::Folder(dir) => Self::in_dir(dir).map(|(source, _)| source),
+            ModelFiles::Gguf(gguf) => gguf::template(gguf.metadata()),
+        };
+        match source {
+            Err(TokenizerError::NoTemplate { .. }) => Ok(None),
+            source => source.map(Some),
+        }
     }
 
     /// The template of a model: of its folder, as [`ChatTemplate::from_dir`] reads it, or of its GGUF's metadata

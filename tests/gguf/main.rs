@@ -46,10 +46,12 @@ macro_rules! each_type {
 }
 
 mod formats;
+mod importance;
 mod logits;
 mod metadata;
 mod overrides;
 mod program;
+mod quantize;
 mod split;
 mod tokenizer;
 mod traps;

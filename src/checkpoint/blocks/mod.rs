@@ -3,12 +3,14 @@
 //! Each format defines how a block is decoded to [`Codes`]; its values, and every product with 8-bit activations, follow from
 //! these. The layouts are ggml's (`ggml-common.h`, `dequantize_row_*` of `ggml-quants.c`); the values are ggml's to the bit.
 
+mod encode;
 mod grids;
 mod k_quants;
 mod lattice;
 mod of_32;
 mod repacked;
 
+pub use encode::Encode;
 pub use k_quants::{IQ4_XS, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K};
 pub use lattice::{IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS};
 pub(crate) use of_32::{E2M1_TWICE, half_power};

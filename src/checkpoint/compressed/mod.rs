@@ -22,6 +22,7 @@ use super::blocks::{
     FP4, FP4_128, FP8, FP8_64, FP8_128, INT4, INT4_64, INT4_128, INT4_BF16, INT6, INT6_64, INT8,
     INT8_64, INT8_128, MXFP4, Q4_0, Q4_1, Q4_1_64, Q5_1, Q8_0,
 };
+use super::encoded::Encoded;
 use super::{BlockFormat, Format, Shard};
 use crate::error::CheckpointError;
 
@@ -32,6 +33,8 @@ pub(super) enum Repacked {
     Matrix(Packed),
     /// `kv_b_proj` in two parts.
     Expand(Expand),
+    /// A matrix that is quantised.
+    Encoded(Encoded),
 }
 
 impl Repacked {
@@ -40,6 +43,7 @@ impl Repacked {
         match self {
             Self::Matrix(packed) => Format::Block(packed.usual()),
             Self::Expand(_) => Format::F32,
+            Self::Encoded(encoded) => encoded.format(),
         }
     }
 
@@ -51,6 +55,7 @@ impl Repacked {
         match self {
             Self::Matrix(packed) => packed.repack(shards),
             Self::Expand(expand) => expand.matrix(shards),
+            Self::Encoded(encoded) => encoded.make(shards),
         }
     }
 
@@ -59,6 +64,7 @@ impl Repacked {
         let parts: Vec<&Stored> = match self {
             Self::Matrix(packed) => vec![&packed.codes, &packed.scales.stored],
             Self::Expand(expand) => expand.stored().collect(),
+            Self::Encoded(encoded) => return encoded.stored(),
         };
         parts
             .into_iter()

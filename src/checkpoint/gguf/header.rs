@@ -23,7 +23,7 @@ const LONGEST_NAME: usize = 63;
 /// Maximum number of dimensions of a tensor.
 const MOST_DIMENSIONS: u32 = 4;
 /// Default alignment of the data in bytes, without `general.alignment`.
-const ALIGNMENT: u64 = 32;
+pub(super) const ALIGNMENT: u64 = 32;
 
 /// A tensor of a file.
 #[derive(Clone, Debug)]

@@ -8,6 +8,7 @@ mod config;
 mod expand;
 mod files;
 mod header;
+mod importance;
 mod metadata;
 mod overrides;
 mod reader;
@@ -15,6 +16,7 @@ mod tensors;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic)]
 mod tests;
+pub mod write;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,6 +24,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 pub use header::TensorInfo;
+pub use importance::{Importance, ImportanceSums, Sums};
 pub use metadata::Metadata;
 pub use overrides::MetadataOverride;
 
@@ -30,7 +33,7 @@ use crate::config::{ModelConfig, Part, Role};
 use crate::error::{CheckpointError, Error};
 
 /// The supported architecture (`general.architecture`).
-const ARCHITECTURE: &str = "kimi-linear";
+pub(crate) const ARCHITECTURE: &str = "kimi-linear";
 
 /// An opened GGUF: one file, or all parts of a split one.
 #[derive(Clone, Debug)]

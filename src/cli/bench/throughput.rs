@@ -9,7 +9,8 @@ use kimi_linear::bench::throughput::{Test, Throughput, limits, measure};
 use serde::Serialize;
 
 use super::super::options::{
-    CacheOptions, DeviceOptions, ModelOptions, load_model, parse_token_limit, parse_tokens,
+    CacheOptions, DeviceOptions, ModelOptions, WeightOptions, checkpoint, load_model,
+    parse_token_limit, parse_tokens,
 };
 use super::super::progress::Progress;
 
@@ -27,6 +28,8 @@ enum Output {
 pub(super) struct Arguments {
     #[command(flatten)]
     model: ModelOptions,
+    #[command(flatten)]
+    weights: WeightOptions,
     #[command(flatten)]
     device: DeviceOptions,
     #[command(flatten)]
@@ -91,9 +94,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         "{longest} tokens (depth and test): expected at most the model's {}",
         config.model_max_length
     );
-    let size = arguments.model.files()?.checkpoint(&config)?.total_bytes();
+    let size = checkpoint(&arguments.model, arguments.weights, &config)?.total_bytes();
     let mut loaded = load_model(
         &arguments.model,
+        arguments.weights,
         &config,
         arguments.device.open()?,
         |device| {

@@ -14,7 +14,7 @@ use super::bytes;
 
 /// The weights of a model, from headers alone.
 #[derive(Serialize)]
-pub(super) struct Stored {
+pub(in crate::cli) struct Stored {
     /// Size in bytes of all supported weights.
     pub(super) bytes: u64,
     bits_per_weight: f64,
@@ -31,7 +31,7 @@ pub(super) struct Stored {
 
 impl Stored {
     /// `None` without weights.
-    pub(super) fn of(files: &ModelFiles, config: &ModelConfig) -> Result<Option<Self>> {
+    pub(in crate::cli) fn of(files: &ModelFiles, config: &ModelConfig) -> Result<Option<Self>> {
         let Some(formats) = files.contents(config)? else {
             return Ok(None);
         };
@@ -64,7 +64,7 @@ impl Stored {
         parts
     }
 
-    pub(super) fn print(&self, out: &mut impl Write) -> Result<()> {
+    pub(in crate::cli) fn print(&self, out: &mut impl Write) -> Result<()> {
         writeln!(
             out,
             "weights     {} as stored ({}), {:.2} bits per weight; one token reads {} at batch 1",
