@@ -94,7 +94,7 @@ pub(crate) fn encode(
             || vec![0.0; columns],
             |values, (row, (stored, blocks))| {
                 from.widen(stored, values);
-                match values.iter().find(|x| !(x.abs() <= LARGEST)) {
+                match values.iter().find(|x| !x.is_finite() || x.abs() > LARGEST) {
                     Some(found) => Err((row, *found)),
                     None => {
                         encode(values, importance, blocks);

@@ -189,7 +189,7 @@ impl Importance {
             .squares
             .iter()
             .chain(&sums.counts)
-            .find(|x| !(x.is_finite() && **x >= 0.0))
+            .find(|x| !x.is_finite() || **x < 0.0)
         {
             Some(x) => Err(self.wrong(&format!("numbers of 0 or more for {name}"), x.to_string())),
             None => Ok(()),

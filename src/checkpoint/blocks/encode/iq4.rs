@@ -74,10 +74,22 @@ fn inverse(scale: f32) -> f32 {
 #[inline(always)]
 fn index(x: f32) -> i32 {
     let pairs = IQ4_VALUES.array_windows();
-    pairs.fold(0, |index, [low, high]| {
-        let nearer_to_low = x - f32::from(*low) < f32::from(*high) - x;
-        index + i32::from(!nearer_to_low)
+    pairs.fold(0, |index, pair| index + i32::from(x >= middle(*pair)))
+}
+
+/// That value, without a look-up, so that loops over it become vectors.
+#[inline(always)]
+fn value(x: f32) -> f32 {
+    let pairs = IQ4_VALUES.array_windows();
+    pairs.fold(f32::from(IQ4_VALUES[0]), |value, pair| {
+        let step = f32::from(pair[1]) - f32::from(pair[0]);
+        value + if x >= middle(*pair) { step } else { 0.0 }
     })
+}
+
+#[inline(always)]
+fn middle([low, high]: [i8; 2]) -> f32 {
+    0.5 * (f32::from(low) + f32::from(high))
 }
 
 #[inline(always)]
@@ -121,7 +133,7 @@ fn scales<const G: usize>(x: &[f32], importance: Option<&[f32]>) -> [f32; G] {
         let (mut sum_qx, mut sum_q2) = ([0.0; G], [0.0; G]);
         for (x, w) in x.iter().zip(&weights) {
             for g in 0..G {
-                let q = f32::from(IQ4_VALUES[index(inverse[g] * x[g]) as usize & 15]);
+                let q = value(inverse[g] * x[g]);
                 sum_qx[g] += w[g] * q * x[g];
                 sum_q2[g] += w[g] * q * q;
             }

@@ -2,7 +2,7 @@
 
 use pulp::Arch;
 
-use super::fit::{Fit, Lanes, ZERO, lanes, nearest, positive, symmetric, with_minimum};
+use super::fit::{Lanes, ZERO, lanes, nearest, positive, symmetric, with_minimum};
 use super::{put_half, squares, weighted};
 
 /// Elements of a block.
@@ -194,7 +194,7 @@ fn with_minimums(
     }
     let (d, dmin) = (put_half(block, 0, d), put_half(block, 2, dmin));
     six_bits(&scales, &mins, &mut block[4..16]);
-    let mut codes = in_order(&Fit::codes(&fit, &lanes_x, [0, levels]), |code| code);
+    let mut codes = in_order(&fit.codes(&lanes_x, [0, levels]), |code| code);
     let of_group = |g: usize| [d * scales[g] as f32, dmin * mins[g] as f32];
     rounded(x, &mut codes, 32, of_group, [0, levels, 0]);
     codes
