@@ -254,7 +254,7 @@ impl Checkpoint {
         })?;
         let (format, bytes) = match &entry.repacked {
             Some(repacked) => repacked.make(&self.shards)?,
-            None if self.repacks && entry.range.len() <= COPIED => {
+            None if self.repacks && !shard.derived && entry.range.len() <= COPIED => {
                 let window = map::window(shard, entry.range.clone())?;
                 (entry.format, compressed::copied(&window))
             }
