@@ -208,51 +208,53 @@ fn q4_small() {
     agrees(Preset::Q4Small, 0.3);
 }
 
+/// Tensors by their names in a GGUF, and as published.
+const NAMES: [(&str, &str); 9] = [
+    ("token_embd.weight", "model.embed_tokens.weight"),
+    ("output.weight", "lm_head.weight"),
+    (
+        "blk.0.attn_q.weight",
+        "model.layers.0.self_attn.q_proj.weight",
+    ),
+    (
+        "blk.0.ssm_conv1d_v.weight",
+        "model.layers.0.self_attn.v_conv1d.weight",
+    ),
+    (
+        "blk.0.ssm_f_b.weight",
+        "model.layers.0.self_attn.f_b_proj.weight",
+    ),
+    (
+        "blk.0.ffn_down.weight",
+        "model.layers.0.mlp.down_proj.weight",
+    ),
+    (
+        "blk.1.ffn_gate_inp.weight",
+        "model.layers.1.block_sparse_moe.gate.weight",
+    ),
+    (
+        "blk.1.ffn_down_exps.weight",
+        "model.layers.1.block_sparse_moe.experts.{e}.w2.weight",
+    ),
+    (
+        "blk.1.ffn_up_exps.weight",
+        "model.layers.1.block_sparse_moe.experts.{e}.w3.weight",
+    ),
+];
+
 /// The package `gguf` reads the file, and its values are ours.
 #[test]
 fn another_reader_finds_the_same() {
     let written = Quantized::of(&reference(FIXTURE), &["--preset", "q5"]);
     let (config, checkpoint) = written.open();
     let values = written.dir.path().join("values.safetensors");
-    let names = [
-        ("token_embd.weight", "model.embed_tokens.weight"),
-        ("output.weight", "lm_head.weight"),
-        (
-            "blk.0.attn_q.weight",
-            "model.layers.0.self_attn.q_proj.weight",
-        ),
-        (
-            "blk.0.ssm_conv1d_v.weight",
-            "model.layers.0.self_attn.v_conv1d.weight",
-        ),
-        (
-            "blk.0.ssm_f_b.weight",
-            "model.layers.0.self_attn.f_b_proj.weight",
-        ),
-        (
-            "blk.0.ffn_down.weight",
-            "model.layers.0.mlp.down_proj.weight",
-        ),
-        (
-            "blk.1.ffn_gate_inp.weight",
-            "model.layers.1.block_sparse_moe.gate.weight",
-        ),
-        (
-            "blk.1.ffn_down_exps.weight",
-            "model.layers.1.block_sparse_moe.experts.{e}.w2.weight",
-        ),
-        (
-            "blk.1.ffn_up_exps.weight",
-            "model.layers.1.block_sparse_moe.experts.{e}.w3.weight",
-        ),
-    ];
     let output = Command::new(python::interpreter())
         .arg(concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/tests/gguf/read_gguf.py"
         ))
         .args([&written.file(), &values])
-        .args(names.map(|(name, _)| name))
+        .args(NAMES.map(|(name, _)| name))
         .output()
         .unwrap();
     assert!(
@@ -262,7 +264,7 @@ fn another_reader_finds_the_same() {
     );
     let file = std::fs::read(&values).unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
-    for (name, published) in names {
+    for (name, published) in NAMES {
         let found: Vec<f32> = tensors
             .tensor(name)
             .unwrap()

@@ -67,7 +67,7 @@ pub(super) fn with_minimum<const G: usize, const L: usize>(
     [first, step]: [f32; 2],
     tries: u8,
 ) -> Fit<G> {
-    let (mut min, mut max) = (x[0], x[0]);
+    let (mut min, max) = range(x);
     let mut sum_w = weights[0];
     let mut sum_x = [0.0; G];
     for g in 0..G {
@@ -75,14 +75,9 @@ pub(super) fn with_minimum<const G: usize, const L: usize>(
     }
     for (x, w) in x.iter().zip(weights).skip(1) {
         for g in 0..G {
-            min[g] = if x[g] < min[g] { x[g] } else { min[g] };
-            max[g] = if x[g] > max[g] { x[g] } else { max[g] };
             sum_w[g] += w[g];
             sum_x[g] += w[g] * x[g];
         }
-    }
-    for g in 0..G {
-        min[g] = if min[g] > 0.0 { 0.0 } else { min[g] };
     }
     let flat: [bool; G] = std::array::from_fn(|g| max[g] <= min[g]);
     let most = levels as f32;
@@ -141,6 +136,19 @@ pub(super) fn with_minimum<const G: usize, const L: usize>(
         best.min[g] = -min[g];
     }
     best
+}
+
+/// The smallest element of each group, or 0 if that is smaller, and the largest.
+#[inline(always)]
+fn range<const G: usize, const L: usize>(x: &Lanes<G, L>) -> ([f32; G], [f32; G]) {
+    let (mut min, mut max) = (x[0], x[0]);
+    for x in x {
+        for g in 0..G {
+            min[g] = if x[g] < min[g] { x[g] } else { min[g] };
+            max[g] = if x[g] > max[g] { x[g] } else { max[g] };
+        }
+    }
+    (min.map(|min| if min > 0.0 { 0.0 } else { min }), max)
 }
 
 /// The weighted squared error of `scale * q + low` with `q = clamp(nearest(inverse * (x - min)), 0, levels)`.
