@@ -4,6 +4,7 @@
 #   make install put the program `kimi-linear` on the PATH, into cargo's bin folder
 #   make serve   serve the demo model to OpenAI's clients on http://127.0.0.1:8000
 #   make app     build and open the desktop app
+#   make web     build the app as a page for browsers and serve it on http://127.0.0.1:8080
 #   make quick   format, lints, unit tests, the conformance list on the CPU: what to run before a commit
 #   make test    format, lints, every test, the documentation's examples
 #   make fuzz    headers of weight files, frames of transfers, HTTP bodies, schemas and templates that no program wrote, many of each kind
@@ -32,7 +33,7 @@ DEMO_PROMPT := The red box holds 7. The blue box holds 2. Now the red box holds 
 # Mesa's software driver complains on every start where this is unset, as in containers.
 export XDG_RUNTIME_DIR ?= $(CURDIR)/target
 
-.PHONY: help demo install app app-pictures serve quick test fuzz abuse clients bench kernels archive features audit image clean install-rust-components install-vulkan-driver install-cuda-compiler \
+.PHONY: help demo install app app-pictures web serve quick test fuzz abuse clients bench kernels archive features audit image clean install-rust-components install-vulkan-driver install-cuda-compiler \
 	install-window install-xvfb install-browser install-node
 
 help:
@@ -109,6 +110,13 @@ target/npm/made: tests/clients/npm/package.json tests/clients/npm/package-lock.j
 app: install-rust-components install-window
 	$(CARGO) run $(PROFILE) --locked --package kimi-linear-app
 
+WEB_PORT := 8080
+
+web: install-rust-components
+	@command -v python3 >/dev/null || .ci/install-packages python3
+	.ci/build-web
+	@[ -e target/no-web ] || { echo "http://127.0.0.1:$(WEB_PORT)/"; python3 -m http.server --bind 127.0.0.1 --directory target/web $(WEB_PORT); }
+
 # The pictures of README and docs/app.md: the script types, looks and saves; pngquant and gifsicle make them small where they are there.
 app-pictures: install-rust-components install-xvfb target/python/made
 	$(CARGO) build $(PROFILE) --locked --package kimi-linear-app
@@ -132,7 +140,7 @@ quick: install-rust-components
 test: install-rust-components install-xvfb install-browser install-cuda-compiler target/python/made target/npm/made
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(PROFILE) --locked --workspace --all-targets -- -D warnings
-	.ci/check-web $(PROFILE)
+	.ci/build-web
 	$(CARGO) test $(PROFILE) --locked --workspace
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --locked --workspace --no-deps --document-private-items
 

@@ -2,11 +2,15 @@
 //! download.
 //!
 //! [`folder`] writes its files to the user's cache folder, once, and returns that folder, which is then loaded like any
-//! checkpoint. `assets/demo/MODEL_CARD.md` describes the model, its training and its abilities.
+//! checkpoint. In a browser the page's files include them. `assets/demo/MODEL_CARD.md` describes the model, its training and its abilities.
 
+#[cfg(not(target_arch = "wasm32"))]
 use std::io::Write;
-use std::path::{Path, PathBuf};
+#[cfg(not(target_arch = "wasm32"))]
+use std::path::Path;
+use std::path::PathBuf;
 
+#[cfg(not(target_arch = "wasm32"))]
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::error::DemoError;
@@ -59,6 +63,7 @@ pub const SUGGESTIONS: [(&str, &str, &str); 4] = [
 ///
 /// # Errors
 /// A place that cannot be written; it leaves nothing half done.
+#[cfg(not(target_arch = "wasm32"))]
 pub fn folder() -> Result<PathBuf, DemoError> {
     folder_in(&dirs::cache_dir().unwrap_or_else(std::env::temp_dir))
 }
@@ -67,6 +72,7 @@ pub fn folder() -> Result<PathBuf, DemoError> {
 ///
 /// # Errors
 /// As [`folder`].
+#[cfg(not(target_arch = "wasm32"))]
 pub fn folder_in(cache: &Path) -> Result<PathBuf, DemoError> {
     let mut hash = Xxh3::new();
     for (name, bytes) in FILES {
@@ -82,7 +88,21 @@ pub fn folder_in(cache: &Path) -> Result<PathBuf, DemoError> {
     Ok(folder)
 }
 
+/// The folder of the demo model among the page's files.
+///
+/// # Errors
+/// None in a browser.
+#[cfg(target_arch = "wasm32")]
+pub fn folder() -> Result<PathBuf, DemoError> {
+    let folder = PathBuf::from("/demo");
+    for (name, bytes) in FILES {
+        crate::files::put(folder.join(name), bytes);
+    }
+    Ok(folder)
+}
+
 /// Writes a file unless it already holds these bytes; others never see a part of it.
+#[cfg(not(target_arch = "wasm32"))]
 fn write_once(path: &Path, bytes: &[u8]) -> Result<(), DemoError> {
     if std::fs::read(path).is_ok_and(|found| found == bytes) {
         return Ok(());

@@ -22,13 +22,11 @@ pub mod bench;
 pub mod cache;
 pub mod checkpoint;
 pub mod config;
-#[cfg(not(target_arch = "wasm32"))]
 pub mod conformance;
-#[cfg(not(target_arch = "wasm32"))]
 pub mod demo;
 pub mod engine;
 pub mod error;
-#[cfg(not(target_arch = "wasm32"))]
+pub mod files;
 pub mod llm;
 pub mod model;
 pub mod quantize;
@@ -43,7 +41,6 @@ pub mod transfer;
 mod seeds;
 
 pub use error::Error;
-#[cfg(not(target_arch = "wasm32"))]
 pub use llm::Llm;
 
 /// The README's examples are compiled with the documentation's.

@@ -3,10 +3,10 @@
 //! It draws nothing. It handles the session's updates, and the shell reads it.
 
 use std::path::PathBuf;
-use std::time::Instant;
 
 use kimi_linear::engine::{FinishReason, Usage};
 use kimi_linear::tokenizer::Conversation;
+use web_time::Instant;
 
 use crate::history::{History, TokenText};
 use crate::kept::WrittenBy;

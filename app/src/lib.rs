@@ -1,4 +1,4 @@
-//! The desktop app: chat with a model, and views of its state at each token.
+//! The app: chat with a model, and views of its state at each token; in a window, or in a browser's tab ([`web`] there).
 //!
 //! The interface never blocks: the model runs behind a [`session`], which takes commands and sends updates. The views read
 //! the data of the updates ([`history`], [`measure`], [`facts`]) and share one [`selection`].
@@ -6,10 +6,12 @@
 pub mod chat;
 pub mod demo;
 pub mod facts;
+#[cfg(not(target_arch = "wasm32"))]
 pub mod fonts;
 pub mod formulas;
 pub mod history;
 pub mod kept;
+pub mod link;
 pub mod log;
 pub mod markdown;
 pub mod math;
@@ -24,3 +26,5 @@ pub mod shell;
 pub mod theme;
 pub mod try_these;
 pub mod views;
+#[cfg(target_arch = "wasm32")]
+pub mod web;

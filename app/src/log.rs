@@ -3,12 +3,15 @@
 use std::collections::VecDeque;
 use std::fmt::Write;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
+use web_time::Instant;
+
+/// What the log panel shows: messages of interest to users.
+pub const PANEL: &str = "info,wgpu=warn,wgpu_core=warn,wgpu_hal=warn,naga=warn,zbus=warn";
 
 /// Number of lines to keep.
 const MOST_LINES: usize = 2000;
@@ -54,6 +57,17 @@ impl Log {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clear();
+    }
+
+    /// Collects the page's messages.
+    #[cfg(target_arch = "wasm32")]
+    pub fn follow(&self) {
+        use tracing_subscriber::filter::Targets;
+        use tracing_subscriber::layer::SubscriberExt;
+        use tracing_subscriber::util::SubscriberInitExt;
+        let shown: Targets = PANEL.parse().unwrap_or_default();
+        let layer = self.clone().with_filter(shown);
+        tracing_subscriber::registry().with(layer).init();
     }
 
     fn push(&self, level: Level, text: String) {

@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use eframe::egui;
+use web_time::{Duration, Instant};
 
 use crate::shell::action::Window;
 use crate::try_these::EXAMPLES;

@@ -7,7 +7,8 @@ use kimi_linear::engine::Sampling;
 use serde::{Deserialize, Serialize};
 
 /// A backend, with the command line's name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum BackendName {
     /// A GPU if there is one, otherwise the CPU.

@@ -22,6 +22,7 @@ pub enum BackendKind {
 }
 
 /// Every device that some backend of this build can use.
+#[cfg(not(target_arch = "wasm32"))]
 #[must_use]
 pub fn devices() -> Vec<Device> {
     let devices = vec![cpu::describe()];
@@ -39,10 +40,42 @@ pub fn devices() -> Vec<Device> {
     devices
 }
 
+/// The CPU, and what the browser gives as its GPU.
+#[cfg(target_arch = "wasm32")]
+pub async fn devices() -> Vec<Device> {
+    let devices = vec![cpu::describe()];
+    #[cfg(feature = "wgpu")]
+    let devices = {
+        let adapters = wgpu::adapters().await;
+        let gpus = adapters.iter().map(wgpu::AdapterDescription::device);
+        devices.into_iter().chain(gpus).collect()
+    };
+    devices
+}
+
+/// Opens a backend in a browser: `Auto` is WebGPU.
+///
+/// # Errors
+/// A backend that this build does not include, or a browser without WebGPU.
+#[cfg(target_arch = "wasm32")]
+pub async fn open(kind: BackendKind, _: Option<usize>) -> Result<Box<dyn Backend>> {
+    match kind {
+        BackendKind::Cpu => Ok(Box::new(CpuBackend::new())),
+        #[cfg(feature = "wgpu")]
+        BackendKind::Auto | BackendKind::Wgpu => {
+            Ok(Box::new(WgpuBackend::open(wgpu::Options::default()).await?))
+        }
+        #[cfg(not(feature = "wgpu"))]
+        BackendKind::Auto | BackendKind::Wgpu => Err(missing("wgpu")),
+        BackendKind::Cuda => Err(missing("cuda")),
+    }
+}
+
 /// Opens device `index` of a backend, or the best one.
 ///
 /// # Errors
 /// A backend that this build does not include, or a device that does not exist.
+#[cfg(not(target_arch = "wasm32"))]
 pub fn open(kind: BackendKind, index: Option<usize>) -> Result<Box<dyn Backend>> {
     match kind {
         #[cfg(feature = "cuda")]
@@ -86,7 +119,7 @@ pub fn open(kind: BackendKind, index: Option<usize>) -> Result<Box<dyn Backend>>
 }
 
 /// The backend that `auto` selects if CUDA cannot be used.
-#[cfg(feature = "cuda")]
+#[cfg(all(feature = "cuda", not(target_arch = "wasm32")))]
 fn without_cuda() -> BackendKind {
     if has_gpu() {
         BackendKind::Wgpu
@@ -95,6 +128,7 @@ fn without_cuda() -> BackendKind {
     }
 }
 
+#[cfg(not(target_arch = "wasm32"))]
 fn has_gpu() -> bool {
     #[cfg(feature = "wgpu")]
     let found = wgpu::has_gpu();
@@ -103,7 +137,7 @@ fn has_gpu() -> bool {
     found
 }
 
-#[cfg(not(all(feature = "wgpu", feature = "cuda")))]
+#[cfg(any(target_arch = "wasm32", not(all(feature = "wgpu", feature = "cuda"))))]
 fn missing(backend: &'static str) -> BackendError {
     let reason = "this build does not have it; --backend cpu runs anywhere".to_owned();
     BackendError::Unavailable { backend, reason }

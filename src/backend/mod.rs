@@ -12,7 +12,6 @@
 mod batch;
 mod block;
 mod check;
-#[cfg(not(target_arch = "wasm32"))]
 mod choose;
 mod collective;
 pub mod cpu;
@@ -38,7 +37,6 @@ pub mod wgpu;
 
 pub use batch::{Batch, Capacity, OutputRow, Segment, StateCheckpoint};
 pub use block::{KdaBlock, MlaBlock, MlpBlock, MoeBlock};
-#[cfg(not(target_arch = "wasm32"))]
 pub use choose::{BackendKind, devices, open};
 pub use collective::{Alone, Collective, Shard, Threads};
 pub use draw::{Draw, DrawCapacity, Drawn, LogitChange};

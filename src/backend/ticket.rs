@@ -5,13 +5,16 @@
 //! - [`block_on`] and [`Ticket::wait`] wait for the device themselves, with one blocking call of the driver on the calling
 //!   thread, and no other thread.
 //! - Under any other executor a thread is started that makes this call and then wakes the task.
-//! - In a browser the event loop wakes the task, and nothing may block.
+//! - In a browser the event loop wakes the task, and nothing may block. Code that waits, as the conformance list does, is
+//!   suspended there until the event loop has the result (JSPI), if it was called by a promising export.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use super::Result;
+#[cfg(target_arch = "wasm32")]
+use crate::error::BackendError;
 
 #[cfg(not(target_arch = "wasm32"))]
 pub use self::native::block_on;
@@ -49,13 +52,43 @@ impl<T: MaybeSend + 'static> Ticket<T> {
 }
 
 impl<T> Ticket<T> {
-    /// Blocks the thread until the result is ready. In a browser, await it instead.
+    /// Blocks the thread until the result is ready.
     ///
     /// # Errors
     /// Those of the work itself.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn wait(self) -> Result<T> {
         block_on(self)
+    }
+}
+
+#[cfg(target_arch = "wasm32")]
+impl<T: 'static> Ticket<T> {
+    /// Suspends the calling WebAssembly until the result is ready, while the event loop goes on. Only functions that an
+    /// export with `#[wasm_bindgen(jspi)]` calls can be suspended, and only in browsers with JSPI.
+    ///
+    /// # Errors
+    /// Those of the work itself, and a caller that cannot be suspended.
+    #[expect(deprecated, reason = "wasm-bindgen calls its use of JSPI experimental")]
+    pub fn wait(mut self) -> Result<T> {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        if let Poll::Ready(result) = Pin::new(&mut self).poll(&mut cx) {
+            return result;
+        }
+        let answer = std::rc::Rc::new(std::cell::Cell::new(None));
+        let given = std::rc::Rc::clone(&answer);
+        let promise = js_sys::futures::future_to_promise(async move {
+            given.set(Some(self.await));
+            Ok(wasm_bindgen::JsValue::UNDEFINED)
+        });
+        let waited = js_sys::futures::jspi_block_on_promise(&promise);
+        answer.take().unwrap_or_else(|| {
+            Err(BackendError::Driver {
+                backend: "wgpu",
+                what: "to wait for the device".to_owned(),
+                reason: format!("{waited:?}"),
+            })
+        })
     }
 }
 

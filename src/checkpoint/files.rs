@@ -6,6 +6,7 @@ use super::Checkpoint;
 use super::gguf::{Gguf, MetadataOverride};
 use crate::config::ModelConfig;
 use crate::error::{CheckpointError, Error};
+use crate::files;
 
 /// The files of a model: the source of its configuration, weights, tokenizer and chat template.
 #[derive(Clone, Debug)]
@@ -63,7 +64,7 @@ impl ModelFiles {
     /// A configuration that cannot be read, or is for another model.
     pub fn config(&self) -> Result<ModelConfig, Error> {
         match self {
-            Self::Folder(file) if file.is_file() => Ok(ModelConfig::from_file(file)?),
+            Self::Folder(file) if files::is_file(file) => Ok(ModelConfig::from_file(file)?),
             Self::Folder(dir) => Ok(ModelConfig::from_file(&dir.join("config.json"))?),
             Self::Gguf(gguf) => gguf.config(),
         }

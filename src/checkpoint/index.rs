@@ -9,6 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::Value;
 
 use crate::error::CheckpointError;
+use crate::files;
 
 /// The index of a sharded checkpoint.
 pub(super) const INDEX: &str = "model.safetensors.index.json";
@@ -34,13 +35,19 @@ pub(super) struct Files {
 /// Whether the directory has safetensors weights.
 pub(super) fn has_weights(dir: &Path) -> bool {
     let shard = |name: &String| name.starts_with(SHARD);
-    dir.join(INDEX).exists() || dir.join(SINGLE).exists() || shards_in(dir).iter().any(shard)
+    files::exists(&dir.join(INDEX))
+        || files::exists(&dir.join(SINGLE))
+        || shards_in(dir).iter().any(shard)
 }
 
 /// Finds the files of the checkpoint in `dir`; each exists.
 pub(super) fn files(dir: &Path) -> Result<Files, CheckpointError> {
-    if !dir.is_dir() {
-        let found = if dir.exists() { "a file" } else { "nothing" };
+    if !files::is_dir(dir) {
+        let found = if files::exists(dir) {
+            "a file"
+        } else {
+            "nothing"
+        };
         return Err(CheckpointError::NoDirectory {
             dir: dir.to_owned(),
             found,
@@ -49,18 +56,18 @@ pub(super) fn files(dir: &Path) -> Result<Files, CheckpointError> {
     if let Some(file) = ADAPTER
         .map(|name| dir.join(name))
         .into_iter()
-        .find(|file| file.exists())
+        .find(|file| files::exists(file))
     {
         return Err(CheckpointError::Adapter { file });
     }
     let (index, single) = (dir.join(INDEX), dir.join(SINGLE));
-    if index.exists() {
-        if single.exists() {
+    if files::exists(&index) {
+        if files::exists(&single) {
             tracing::warn!("{}: not read, since {INDEX} is there", single.display());
         }
         return sharded(dir, &index);
     }
-    if single.exists() {
+    if files::exists(&single) {
         return Ok(Files {
             shards: vec![single],
             index: None,
@@ -112,12 +119,8 @@ fn numbered(name: &str) -> Option<(&str, usize)> {
 
 /// The names of the `.safetensors` files of a directory, sorted.
 pub(super) fn shards_in(dir: &Path) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(dir) else {
-        return Vec::new();
-    };
-    let names = entries
-        .flatten()
-        .map(|e| e.file_name().to_string_lossy().into_owned());
+    let entries = files::entries(dir).into_iter();
+    let names = entries.filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
     let mut names: Vec<String> = names.filter(|n| n.ends_with(".safetensors")).collect();
     names.sort();
     names
@@ -129,7 +132,7 @@ fn sharded(dir: &Path, file: &Path) -> Result<Files, CheckpointError> {
         expected,
         found,
     };
-    let text = std::fs::read_to_string(file).map_err(|source| CheckpointError::Read {
+    let text = files::read_to_string(file).map_err(|source| CheckpointError::Read {
         file: file.to_owned(),
         source,
     })?;
@@ -167,7 +170,7 @@ fn sharded(dir: &Path, file: &Path) -> Result<Files, CheckpointError> {
     let mut places = BTreeMap::new();
     for (place, (shard, tensors)) in by_shard.into_iter().enumerate() {
         let path = dir.join(shard);
-        if !path.exists() {
+        if !files::exists(&path) {
             return Err(CheckpointError::ShardMissing {
                 file: path,
                 index: file.to_owned(),

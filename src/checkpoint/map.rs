@@ -39,14 +39,14 @@ pub(super) fn window(shard: &Shard, range: Range<usize>) -> Result<Bytes, Checkp
     Ok(shard.bytes.slice(range))
 }
 
-/// The error in browsers, which have no files.
+/// A file of the page.
 #[cfg(target_arch = "wasm32")]
 pub(super) fn map(path: &Path) -> Result<Bytes, CheckpointError> {
     let read = |source| CheckpointError::Read {
         file: path.to_owned(),
         source,
     };
-    std::fs::read(path).map(Bytes::from).map_err(read)
+    crate::files::bytes(path).map_err(read)
 }
 
 /// The file's bytes, mapped read-only. They live as long as the last slice of them. An empty file gives no bytes.

@@ -221,7 +221,7 @@ impl ModelConfig {
     /// # Errors
     /// [`ConfigError`] names the file, the field, what was expected and what was found.
     pub fn from_file(path: &Path) -> Result<ModelConfig, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        let text = crate::files::read_to_string(path).map_err(|source| ConfigError::Read {
             path: path.to_owned(),
             source,
         })?;

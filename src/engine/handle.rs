@@ -6,13 +6,12 @@ use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use std::collections::HashMap;
-
 use super::core::Engine;
 use super::event::{Event, Sink};
 use super::export_stream::ExportStream;
 use super::output::{Output, OutputProcessor};
 use super::request::{Request, RequestId};
+use super::sinks::Sinks;
 use super::status::Status;
 use crate::backend::block_on;
 use crate::cache::{CacheHeader, Occupancy, Snapshot};
@@ -120,7 +119,7 @@ impl EngineHandle {
         let driver = Driver {
             engine,
             commands: received,
-            sinks: HashMap::new(),
+            sinks: Sinks::default(),
         };
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
@@ -344,8 +343,7 @@ fn refuse_all(requests: Vec<(RequestId, Request, Sink)>, error: EngineError) {
 struct Driver {
     engine: Engine,
     commands: Receiver<Command>,
-    /// The sinks of requests, with the number of answers that are unfinished.
-    sinks: HashMap<RequestId, (Sink, usize)>,
+    sinks: Sinks,
 }
 
 impl Driver {
@@ -373,7 +371,7 @@ impl Driver {
                 }
             }
             block_on(self.engine.step());
-            self.deliver();
+            self.sinks.deliver(&mut self.engine);
         }
     }
 
@@ -383,7 +381,13 @@ impl Driver {
             Command::Submit { id, request, sink } => {
                 let answers = request.samples;
                 let submitted = self.engine.submit(id, *request);
-                self.submitted(id, answers, sink, submitted.map_err(Error::from));
+                self.sinks.submitted(
+                    &mut self.engine,
+                    id,
+                    answers,
+                    sink,
+                    submitted.map_err(Error::from),
+                );
             }
             Command::SubmitAll(requests) => {
                 let samples: Vec<usize> = requests.iter().map(|(_, it, _)| it.samples).collect();
@@ -393,7 +397,13 @@ impl Driver {
                         for (id, request, sink) in requests {
                             let answers = request.samples;
                             let submitted = self.engine.submit(id, request);
-                            self.submitted(id, answers, sink, submitted.map_err(Error::from));
+                            self.sinks.submitted(
+                                &mut self.engine,
+                                id,
+                                answers,
+                                sink,
+                                submitted.map_err(Error::from),
+                            );
                         }
                     }
                 }
@@ -406,7 +416,8 @@ impl Driver {
             } => {
                 let answers = request.samples;
                 let imported = self.engine.import(id, *request, &header);
-                self.submitted(id, answers, sink, imported);
+                self.sinks
+                    .submitted(&mut self.engine, id, answers, sink, imported);
             }
             Command::Export {
                 id,
@@ -418,7 +429,8 @@ impl Driver {
                 let answers = request.samples;
                 let exported = self.engine.export(id, *request, capacity);
                 if exported.is_ok() {
-                    self.submitted(id, answers, sink, Ok(()));
+                    self.sinks
+                        .submitted(&mut self.engine, id, answers, sink, Ok(()));
                 }
                 // If the caller no longer waits, its receiver is gone and the result is dropped.
                 let _ = stream.send(exported);
@@ -428,47 +440,5 @@ impl Driver {
             Command::Stop => return false,
         }
         true
-    }
-
-    /// Notifies the sink of a request that was queued or refused.
-    fn submitted(
-        &mut self,
-        id: RequestId,
-        answers: usize,
-        mut sink: Sink,
-        submitted: Result<(), Error>,
-    ) {
-        match submitted {
-            Ok(()) => {
-                self.sinks.insert(id, (sink, answers));
-            }
-            Err(error) => {
-                let _ = sink(Event::Failed(Arc::new(error)));
-            }
-        }
-        self.deliver();
-    }
-
-    fn deliver(&mut self) {
-        while let Some((id, event)) = self.engine.events.pop_front() {
-            let Some((sink, left)) = self.sinks.get_mut(&id) else {
-                continue;
-            };
-            let mut token_of = None;
-            match &event {
-                Event::Token { sample, .. } => token_of = Some(*sample),
-                Event::Finished { .. } => *left = left.saturating_sub(1),
-                Event::Failed(_) => *left = 0,
-                _ => {}
-            }
-            let done = *left == 0;
-            let flow = sink(event);
-            if done {
-                self.sinks.remove(&id);
-            }
-            if let (ControlFlow::Break(()), Some(sample)) = (flow, token_of) {
-                self.engine.stop(id, sample);
-            }
-        }
     }
 }

@@ -1,6 +1,7 @@
 //! From requests to events: continuous batching over one model.
 //!
-//! An [`Engine`] is a state machine with an asynchronous step; an [`EngineHandle`] is one in a thread of its own. Terminal,
+//! An [`Engine`] is a state machine with an asynchronous step; an [`EngineHandle`] is one in a thread of its own, or in a task
+//! of a browser's event loop. Terminal,
 //! server and app are its clients: none runs the model in any other way.
 //!
 //! A request waits in the queue (`admit.rs`), gets a slot and blocks, continues from a cached prefix if there is one, runs
@@ -13,6 +14,10 @@ mod admit;
 mod chunk_boundary;
 mod core;
 mod event;
+#[cfg_attr(
+    target_arch = "wasm32",
+    expect(dead_code, reason = "caches are sent where there are threads")
+)]
 mod export;
 #[cfg(not(target_arch = "wasm32"))]
 mod export_stream;
@@ -33,10 +38,13 @@ mod sampling;
 mod schedule;
 mod score;
 mod sequence;
+mod sinks;
 mod snapshot;
 mod status;
 mod step_cache;
 mod stop;
+#[cfg(target_arch = "wasm32")]
+mod task;
 mod undo;
 
 pub use self::core::Engine;
@@ -57,4 +65,6 @@ pub use request::{PromptScores, Request, RequestId, check_prompt};
 pub use sampling::Sampling;
 pub use score::Score;
 pub use status::Status;
+#[cfg(target_arch = "wasm32")]
+pub use task::{Answer, EngineHandle};
 pub use undo::UndoWrite;

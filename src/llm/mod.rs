@@ -3,23 +3,27 @@
 //! [`Llm`] is an engine in a thread of its own, with its tokenizer and chat template. [`Llm::engine`] gives access to the
 //! engine itself, for events, traces and concurrent requests.
 
+#[cfg(not(target_arch = "wasm32"))]
 mod generation;
 
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
+#[cfg(not(target_arch = "wasm32"))]
 pub use generation::{Completion, Generation, Piece, Prompt, Stream};
 
-use crate::backend::{self, Backend, BackendKind, Device};
+#[cfg(not(target_arch = "wasm32"))]
+use crate::backend::{self, BackendKind};
+use crate::backend::{Backend, Device};
+#[cfg(not(target_arch = "wasm32"))]
 use crate::cache::Snapshot;
 use crate::checkpoint::{Checkpoint, ModelFiles, Preset};
 use crate::config::{Dtype, ModelConfig};
 use crate::demo;
-use crate::engine::{
-    BLOCK_TOKENS, Engine, EngineHandle, EngineOptions, EngineSizes, Event, PromptScores, Request,
-    Score,
-};
+use crate::engine::{BLOCK_TOKENS, Engine, EngineHandle, EngineOptions, EngineSizes};
+#[cfg(not(target_arch = "wasm32"))]
+use crate::engine::{Event, PromptScores, Request, Score};
 use crate::error::{EngineError, Error, TokenizerError};
 use crate::model::Model;
 use crate::quantize;
@@ -149,16 +153,25 @@ impl LlmFiles {
         let engine =
             Engine::new(model, options.engine).suppress_tokens(self.tokenizer.unused_ids());
         let context = engine.context().min(options.sizes.context);
-        let engine = EngineHandle::start(engine).map_err(|error| EngineError::NoThread {
-            reason: error.to_string(),
-        })?;
         Ok(Llm {
             files: self,
-            engine,
+            engine: start(engine)?,
             device,
             context,
         })
     }
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+fn start(engine: Engine) -> Result<EngineHandle, EngineError> {
+    EngineHandle::start(engine).map_err(|error| EngineError::NoThread {
+        reason: error.to_string(),
+    })
+}
+
+#[cfg(target_arch = "wasm32")]
+fn start(engine: Engine) -> Result<EngineHandle, EngineError> {
+    Ok(EngineHandle::start(engine))
 }
 
 /// A loaded model with its engine.
@@ -172,29 +185,6 @@ pub struct Llm {
 }
 
 impl Llm {
-    /// Opens a folder or a GGUF and loads it: onto a GPU if there is one, otherwise the CPU, for one sequence of up to 32K
-    /// tokens at a time. Use [`LlmFiles::load`] for other options.
-    ///
-    /// # Errors
-    /// Those of [`LlmFiles::open`] and [`LlmFiles::load`].
-    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
-        Self::of(LlmFiles::open(path.as_ref())?)
-    }
-
-    /// Opens and loads the demo model.
-    ///
-    /// # Errors
-    /// Those of [`LlmFiles::demo`] and [`LlmFiles::load`].
-    pub fn demo() -> Result<Self, Error> {
-        Self::of(LlmFiles::demo()?)
-    }
-
-    fn of(files: LlmFiles) -> Result<Self, Error> {
-        let backend = backend::open(BackendKind::Auto, None)?;
-        let options = LlmOptions::one(CONTEXT.min(files.config.model_max_length));
-        files.load(backend, &options, &mut |_, _| ControlFlow::Continue(()))
-    }
-
     /// The engine: requests, events, traces.
     #[must_use]
     pub fn engine(&self) -> &EngineHandle {
@@ -217,6 +207,32 @@ impl Llm {
     #[must_use]
     pub fn context(&self) -> usize {
         self.context
+    }
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+impl Llm {
+    /// Opens a folder or a GGUF and loads it: onto a GPU if there is one, otherwise the CPU, for one sequence of up to 32K
+    /// tokens at a time. Use [`LlmFiles::load`] for other options.
+    ///
+    /// # Errors
+    /// Those of [`LlmFiles::open`] and [`LlmFiles::load`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Self::of(LlmFiles::open(path.as_ref())?)
+    }
+
+    /// Opens and loads the demo model.
+    ///
+    /// # Errors
+    /// Those of [`LlmFiles::demo`] and [`LlmFiles::load`].
+    pub fn demo() -> Result<Self, Error> {
+        Self::of(LlmFiles::demo()?)
+    }
+
+    fn of(files: LlmFiles) -> Result<Self, Error> {
+        let backend = backend::open(BackendKind::Auto, None)?;
+        let options = LlmOptions::one(CONTEXT.min(files.config.model_max_length));
+        files.load(backend, &options, &mut |_, _| ControlFlow::Continue(()))
     }
 
     /// Scores a text: the sum of the negative log-likelihoods of its tokens after the first, in nats.

@@ -120,7 +120,7 @@ pub(super) fn read_json(path: &Path) -> Result<Option<Value>, TokenizerError> {
 
 /// The file's bytes; `None` where there is none.
 pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, TokenizerError> {
-    match std::fs::read(path) {
+    match crate::files::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(TokenizerError::Read {

@@ -20,6 +20,7 @@ mod seeds;
 mod abuse;
 mod anthropic;
 #[cfg(unix)]
+#[path = "../common/browser.rs"]
 mod browser;
 mod events;
 mod faults;

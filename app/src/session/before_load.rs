@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use kimi_linear::backend::{self, Backend};
+use kimi_linear::backend::Backend;
 use kimi_linear::checkpoint::ModelFiles;
 use kimi_linear::config::ModelConfig;
 use kimi_linear::error::Error;
 use kimi_linear::llm::LlmFiles;
 
-use super::local::Open;
+use super::host::{self, Open};
 use super::{Estimate, LoadRequest, Teller, Update, aside};
 use crate::facts::{Fit, bytes, memory};
 use crate::problem::{Problem, WayOut};
@@ -17,19 +17,20 @@ use crate::problem::{Problem, WayOut};
 ///
 /// # Errors
 /// Files that are missing or damaged, a model without a chat template, a device that cannot be opened or is too small.
-pub(super) fn checked(
+pub(super) async fn checked(
     open: &Open,
     request: &LoadRequest,
 ) -> Result<(LlmFiles, Box<dyn Backend>), Problem> {
-    let check = || -> Result<_, Error> {
+    let check = async || -> Result<_, Error> {
         let files = LlmFiles::open(&request.folder)?;
         // The app can only chat with a model.
         files.template()?;
         let weights = files.files.checkpoint(&files.config)?.total_bytes();
-        let backend = open(request.backend, request.device)?;
+        let backend = host::open(open, request.backend, request.device).await?;
         Ok((files, weights, backend))
     };
-    let (files, weights, backend) = check().map_err(|error| Problem::of_loading(&error))?;
+    let checked = check().await.map_err(|error| Problem::of_loading(&error));
+    let (files, weights, backend) = checked?;
     let device = backend.device();
     let needed = memory(&files.config, device, request.context, Some(weights));
     if Fit::of(&needed, device) == Fit::TooLarge {
@@ -48,7 +49,7 @@ pub(super) fn checked(
 /// Reads a configuration and asks every driver for its devices, which may be slow.
 pub(super) fn estimate(teller: &Teller, folder: PathBuf, context: usize) {
     let teller = teller.clone();
-    aside("estimate", move || {
+    aside("estimate", move || async move {
         let read = || -> Result<(ModelConfig, Option<u64>), Error> {
             let files = ModelFiles::open(&folder)?;
             let config = files.config()?;
@@ -61,7 +62,8 @@ pub(super) fn estimate(teller: &Teller, folder: PathBuf, context: usize) {
                 parameters: config.parameters(),
                 active: config.active_parameters(),
                 longest: config.model_max_length,
-                devices: backend::devices()
+                devices: host::devices()
+                    .await
                     .into_iter()
                     .map(|device| {
                         let memory = memory(&config, &device, context, stored);

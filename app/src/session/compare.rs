@@ -6,11 +6,13 @@ use kimi_linear::engine::{EngineHandle, Event, Request, UndoWrite};
 use kimi_linear::error::Error;
 use kimi_linear::tokenizer::Tokenizer;
 
+use super::host;
+
 /// The greedy answers to a prompt, as it is and with a write undone. Both run at once.
 ///
 /// # Errors
 /// A request that is refused, or a device that fails.
-pub(super) fn answers(
+pub(super) async fn answers(
     engine: &EngineHandle,
     tokenizer: &Tokenizer,
     request: Request,
@@ -24,7 +26,7 @@ pub(super) fn answers(
     let mut texts = [String::new(), String::new()];
     for (answer, text) in [kept, without].into_iter().zip(&mut texts) {
         let mut ids = Vec::new();
-        while let Some(event) = answer.next() {
+        while let Some(event) = host::next(&answer).await {
             match event {
                 Event::Token { id, .. } => ids.push(id),
                 Event::Failed(error) => return Err(error),

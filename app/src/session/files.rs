@@ -8,12 +8,13 @@ use kimi_linear::cache::Snapshot;
 use kimi_linear::error::Error;
 use kimi_linear::tokenizer::Conversation;
 
+#[cfg(not(target_arch = "wasm32"))]
 use crate::kept::write_whole;
 use crate::problem::{Problem, WayOut};
 
 /// Reads either format.
 pub(super) fn read(path: &Path) -> Result<(Conversation, Option<Snapshot>), Problem> {
-    let bytes = std::fs::read(path).map_err(|error| {
+    let bytes = kimi_linear::files::read(path).map_err(|error| {
         Problem::new(
             format!("{} cannot be read: {error}.", path.display()),
             WayOut::Dismiss,
@@ -42,6 +43,7 @@ pub(super) fn read(path: &Path) -> Result<(Conversation, Option<Snapshot>), Prob
 }
 
 /// Writes a chat without a snapshot.
+#[cfg(not(target_arch = "wasm32"))]
 pub(super) fn write(conversation: &Conversation, path: &Path) -> Result<(), Problem> {
     let written = serde_json::to_vec_pretty(conversation)
         .map_err(std::io::Error::other)

@@ -1,17 +1,16 @@
 //! A session with a model in this process.
 //!
-//! One thread loads and handles commands; the engine has its own. Engine events become updates in the engine's thread, so
-//! that their times are right; none of that blocks.
+//! One thread loads and handles commands; the engine has its own (in a browser they are tasks). Engine events become updates
+//! in the engine's thread, so that their times are right; none of that blocks.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
-use kimi_linear::backend::{self, Backend, BackendKind};
+use kimi_linear::backend::Backend;
 use kimi_linear::cache::Snapshot;
 use kimi_linear::engine::{
     EngineHandle, EngineOptions, Event, OutputProcessor, Request, RequestId, UndoWrite,
@@ -20,8 +19,12 @@ use kimi_linear::error::Error;
 use kimi_linear::llm::{Llm, LlmFiles, LlmOptions};
 use kimi_linear::model::{TraceChoice, TraceFrame};
 use kimi_linear::tokenizer::{Conversation, Tokenizer};
+use web_time::Instant;
+
+pub use super::host::Open;
 
 use super::before_load::{checked, estimate};
+use super::host::{self, Commands};
 use super::survey::Surveys;
 use super::tokens::{likely, tiles, update};
 use super::{
@@ -38,15 +41,12 @@ const MOST_RANKED: usize = 8192;
 /// Number of likely tokens that are shown for each token.
 const LIKELY: usize = 5;
 
-/// Opens devices; tests substitute one that fails.
-pub type Open = Box<dyn Fn(BackendKind, Option<usize>) -> backend::Result<Box<dyn Backend>> + Send>;
-
 /// Starts a session on this machine's devices.
 ///
 /// # Errors
 /// If no thread can be started.
 pub fn start(wake: Wake) -> std::io::Result<Session> {
-    start_with(wake, Box::new(backend::open))
+    start_with(wake, host::real())
 }
 
 /// Starts a session with `open` as its way to open devices.
@@ -54,7 +54,7 @@ pub fn start(wake: Wake) -> std::io::Result<Session> {
 /// # Errors
 /// If no thread can be started.
 pub fn start_with(wake: Wake, open: Open) -> std::io::Result<Session> {
-    let (commands, received) = mpsc::channel();
+    let (commands, received) = host::channel();
     let (updates, told) = mpsc::channel();
     let worker = Worker {
         teller: Teller::new(updates, wake),
@@ -65,9 +65,7 @@ pub fn start_with(wake: Wake, open: Open) -> std::io::Result<Session> {
         commands: received,
         later: VecDeque::new(),
     };
-    std::thread::Builder::new()
-        .name("session".to_owned())
-        .spawn(move || worker.run())?;
+    host::spawn("session", move || worker.run())?;
     Ok(Session::new(commands, told, false))
 }
 
@@ -86,7 +84,7 @@ struct Worker {
     loaded: Option<Loaded>,
     running: Jobs,
     surveys: Surveys,
-    commands: Receiver<Command>,
+    commands: Commands,
     /// Commands that came while a model was loading.
     later: VecDeque<Command>,
 }
@@ -98,11 +96,11 @@ struct Loaded {
 }
 
 impl Worker {
-    fn run(mut self) {
-        while let Some(command) = self.next() {
+    async fn run(mut self) {
+        while let Some(command) = self.next().await {
             match command {
                 Command::Estimate { folder, context } => estimate(&self.teller, folder, context),
-                Command::Load(request) => self.load(&request),
+                Command::Load(request) => self.load(&request).await,
                 // It has been loaded already, or was cancelled.
                 Command::StopLoading | Command::Connect => {}
                 Command::Ask(ask) => self.ask(*ask),
@@ -136,13 +134,16 @@ impl Worker {
         }
     }
 
-    fn next(&mut self) -> Option<Command> {
-        self.later.pop_front().or_else(|| self.commands.recv().ok())
+    async fn next(&mut self) -> Option<Command> {
+        match self.later.pop_front() {
+            None => self.commands.next().await,
+            command => command,
+        }
     }
 
     /// Checks commands that come while a model loads: whether to cancel loading. The others are handled afterwards.
-    fn goes_on(commands: &Receiver<Command>, later: &mut VecDeque<Command>) -> ControlFlow<()> {
-        for command in commands.try_iter() {
+    fn goes_on(commands: &Commands, later: &mut VecDeque<Command>) -> ControlFlow<()> {
+        for command in commands.waiting() {
             match command {
                 Command::StopLoading => return ControlFlow::Break(()),
                 Command::Load(_) => {
@@ -159,9 +160,9 @@ impl Worker {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn load(&mut self, request: &LoadRequest) {
+    async fn load(&mut self, request: &LoadRequest) {
         // What can be known before is checked first: then the old model goes on running.
-        let (files, backend) = match checked(&self.open, request) {
+        let (files, backend) = match checked(&self.open, request).await {
             Ok(checked) => checked,
             Err(problem) => {
                 tracing::error!("{}", problem.sentence);
@@ -412,7 +413,7 @@ impl Worker {
         self.note(chat, id, true, &over);
     }
 
-    /// Answers twice in a thread of its own, with the write and without it.
+    /// Answers twice, with the write and without it.
     fn undo(&self, chat: ChatId, prompt: Vec<u32>, write: UndoWrite, max_tokens: usize) {
         let Some(loaded) = &self.loaded else { return };
         let (engine, teller) = (loaded.llm.engine().clone(), self.teller.clone());
@@ -421,14 +422,14 @@ impl Worker {
             stop_ids: loaded.llm.files().stop_ids(),
             ..Request::new(prompt, max_tokens)
         };
-        aside("undo", move || {
-            let answers = compare::answers(&engine, &tokenizer, request, write);
+        aside("undo", move || async move {
+            let answers = compare::answers(&engine, &tokenizer, request, write).await;
             let answers = Some(answers.map_err(|error| Problem::of_answer(&error).sentence));
             teller.chat(chat, ChatUpdate::Undone(Undone { write, answers }));
         });
     }
 
-    /// Saves in a thread of its own: the state of a long chat is large, and the next command should not wait for a disk.
+    /// Saves aside: the state of a long chat is large, and the next command should not wait for a disk.
     fn save(&self, chat: ChatId, conversation: &Conversation, path: &Path) {
         let Some(loaded) = &self.loaded else {
             let problem = Problem::new(
@@ -440,8 +441,8 @@ impl Worker {
         };
         let (engine, teller) = (loaded.llm.engine().clone(), self.teller.clone());
         let (conversation, path) = (conversation.clone(), path.to_owned());
-        aside("save", move || {
-            let update = match save(&engine, &conversation, &path) {
+        aside("save", move || async move {
+            let update = match save(&engine, &conversation, &path).await {
                 Ok(tokens) => ChatUpdate::Saved { path, tokens },
                 Err(error) => ChatUpdate::FileFailed(Problem::of_file(&error)),
             };
@@ -453,8 +454,8 @@ impl Worker {
         let Some(loaded) = &self.loaded else { return };
         let (engine, teller) = (loaded.llm.engine().clone(), self.teller.clone());
         let conversation = conversation.clone();
-        aside("state", move || {
-            if let Err(error) = save(&engine, &conversation, &path) {
+        aside("state", move || async move {
+            if let Err(error) = save(&engine, &conversation, &path).await {
                 let problem = Problem::of_file(&error);
                 teller.chat(chat, ChatUpdate::FileFailed(problem));
             }
@@ -467,10 +468,11 @@ impl Worker {
             return;
         };
         let (engine, teller) = (loaded.llm.engine().clone(), self.teller.clone());
-        aside("recall", move || {
-            let restored = Snapshot::load(&path)
-                .map_err(Error::from)
-                .and_then(|snapshot| engine.restore(snapshot));
+        aside("recall", move || async move {
+            let restored = match Snapshot::load(&path) {
+                Ok(snapshot) => host::restore(&engine, snapshot).await,
+                Err(error) => Err(Error::from(error)),
+            };
             // Its tokens are computed again instead, with the same result.
             if let Err(error) = restored {
                 tracing::warn!("the state in {} is of no use: {error}", path.display());
@@ -490,8 +492,8 @@ impl Worker {
         };
         let (engine, teller) = (loaded.llm.engine().clone(), self.teller.clone());
         let (tokenizer, path) = (Arc::clone(&loaded.llm.files().tokenizer), path.to_owned());
-        aside("open", move || {
-            let update = match read(&engine, &tokenizer, &path) {
+        aside("open", move || async move {
+            let update = match read(&engine, &tokenizer, &path).await {
                 Ok(update) => update,
                 Err(problem) => ChatUpdate::FileFailed(problem),
             };
@@ -501,13 +503,17 @@ impl Worker {
 }
 
 /// Saves a conversation with the state of its tokens; returns the number of these tokens.
-fn save(engine: &EngineHandle, conversation: &Conversation, path: &Path) -> Result<usize, Error> {
+async fn save(
+    engine: &EngineHandle,
+    conversation: &Conversation,
+    path: &Path,
+) -> Result<usize, Error> {
     // The answer's last token is the next question's first: a snapshot that includes it could not be continued from.
     let mut ids = conversation.ids().to_vec();
     ids.pop();
-    let mut snapshot = engine.snapshot(ids)?;
+    let mut snapshot = host::snapshot(engine, ids).await?;
     snapshot.note = serde_json::to_string(conversation).unwrap_or_default();
-    snapshot.save(path)?;
+    host::write(&snapshot, path)?;
     Ok(snapshot.tokens.len())
 }
 
@@ -525,10 +531,10 @@ fn traced_token(
     }
 }
 
-/// Scores every head of a chat's traced tokens, in a thread of its own.
+/// Scores every head of a chat's traced tokens.
 fn score(surveys: &Surveys, teller: &Teller, chat: ChatId, answer: usize, width: usize) {
     let (surveys, teller) = (surveys.clone(), teller.clone());
-    aside("scores", move || {
+    aside("scores", move || async move {
         let scores = surveys.scores(chat, answer, width);
         teller.chat(chat, ChatUpdate::Scores(scores));
     });
@@ -536,13 +542,19 @@ fn score(surveys: &Surveys, teller: &Teller, chat: ChatId, answer: usize, width:
 
 fn rank(engine: &EngineHandle, teller: &Teller, chat: ChatId, ids: Vec<u32>, kda: &[usize]) {
     let (engine, teller, kda) = (engine.clone(), teller.clone(), kda.to_vec());
-    aside("ranks", move || match engine.snapshot(ids) {
-        Ok(snapshot) => teller.chat(chat, ChatUpdate::Ranks(ranks::of(&snapshot, &kda))),
-        Err(error) => tracing::debug!("no ranks of the heads: {error}"),
+    aside("ranks", move || async move {
+        match host::snapshot(&engine, ids).await {
+            Ok(snapshot) => teller.chat(chat, ChatUpdate::Ranks(ranks::of(&snapshot, &kda))),
+            Err(error) => tracing::debug!("no ranks of the heads: {error}"),
+        }
     });
 }
 
-fn read(engine: &EngineHandle, tokenizer: &Tokenizer, path: &Path) -> Result<ChatUpdate, Problem> {
+async fn read(
+    engine: &EngineHandle,
+    tokenizer: &Tokenizer,
+    path: &Path,
+) -> Result<ChatUpdate, Problem> {
     let (conversation, snapshot) = files::read(path)?;
     let mut remembered = 0;
     let mut problem = None;
@@ -556,7 +568,7 @@ fn read(engine: &EngineHandle, tokenizer: &Tokenizer, path: &Path) -> Result<Cha
         }
         Some(snapshot) => {
             let tokens = snapshot.tokens.len();
-            match engine.restore(snapshot) {
+            match host::restore(engine, snapshot).await {
                 Ok(()) => remembered = tokens,
                 Err(error) => problem = Some(Problem::of_file(&error)),
             }

@@ -1,27 +1,40 @@
-//! A session with a model: a thread that takes commands and sends updates, so that the interface never blocks.
+//! A session with a model: a thread (in a browser a task) that takes commands and sends updates, so that the interface never
+//! blocks.
 //!
-//! [`local`] runs a model in this process, [`remote`] calls a server. The app uses both through [`Session`].
+//! [`local`] runs a model in this process, `remote` calls a server. The app uses both through [`Session`].
 
 mod before_load;
 mod compare;
 mod files;
 pub mod local;
 mod ranks;
+#[cfg(not(target_arch = "wasm32"))]
 pub mod remote;
+#[cfg(not(target_arch = "wasm32"))]
 mod sse;
 mod survey;
+#[cfg(target_arch = "wasm32")]
+mod tasks;
+#[cfg(not(target_arch = "wasm32"))]
+mod threads;
 mod tokens;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
-use std::time::Instant;
+
+#[cfg(target_arch = "wasm32")]
+use self::tasks as host;
+#[cfg(not(target_arch = "wasm32"))]
+use self::threads as host;
+pub use host::CommandSender;
 
 use kimi_linear::backend::{BackendKind, Device};
 use kimi_linear::config::Memory;
 use kimi_linear::engine::{FinishReason, Sampling, UndoWrite, Usage};
 use kimi_linear::model::{TraceChoice, TraceFrame};
 use kimi_linear::tokenizer::Conversation;
+use web_time::Instant;
 
 use crate::facts::ModelFacts;
 use crate::history::{HeadRanks, HeadScores, TokenText, Undone};
@@ -306,7 +319,7 @@ impl Teller {
 
 /// The app's side of a session.
 pub struct Session {
-    commands: Sender<Command>,
+    commands: CommandSender,
     updates: Receiver<Update>,
     remote: bool,
 }
@@ -314,7 +327,7 @@ pub struct Session {
 impl Session {
     /// A session from channels, whose other ends belong to its thread.
     #[must_use]
-    pub fn new(commands: Sender<Command>, updates: Receiver<Update>, remote: bool) -> Self {
+    pub fn new(commands: CommandSender, updates: Receiver<Update>, remote: bool) -> Self {
         Self {
             commands,
             updates,
@@ -330,7 +343,7 @@ impl Session {
 
     /// Sends a command. A session that has ended ignores it; its last update gave the reason.
     pub fn send(&self, command: Command) {
-        if self.commands.send(command).is_err() {
+        if !host::send(&self.commands, command) {
             tracing::error!("the session has ended");
         }
     }
@@ -342,12 +355,9 @@ impl Session {
     }
 }
 
-/// Runs a slow function in a thread of its own.
-fn aside(name: &str, work: impl FnOnce() + Send + 'static) {
-    let spawned = std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(work);
-    if let Err(error) = spawned {
+/// Runs slow work in a thread of its own; in a browser in a task, where it should await what it waits for.
+fn aside<F: Future<Output = ()> + 'static>(name: &str, work: impl FnOnce() -> F + Send + 'static) {
+    if let Err(error) = host::spawn(name, work) {
         tracing::error!("the system gives no thread: {error}");
     }
 }

@@ -1,10 +1,9 @@
 //! Token ids as the interface shows them: with their text, and whether they are the template's.
 
-use std::time::Instant;
-
 use kimi_linear::engine::{Event, Output};
 use kimi_linear::model::TraceFrame;
 use kimi_linear::tokenizer::{Conversation, Tokenizer};
+use web_time::Instant;
 
 use super::ChatUpdate;
 use crate::history::TokenText;

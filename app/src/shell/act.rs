@@ -64,6 +64,8 @@ impl App {
             Action::Theme => self.settings.dark = Some(!ctx.global_style().visuals.dark_mode),
             Action::Sidebar => self.settings.sidebar = !self.settings.sidebar,
             Action::Log => self.settings.log = !self.settings.log,
+            #[cfg(target_arch = "wasm32")]
+            Action::Link => self.copy_link(ctx),
             Action::Copy(text) => {
                 ctx.copy_text(text);
                 self.tell("Copied".to_owned());

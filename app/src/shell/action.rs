@@ -67,6 +67,9 @@ pub enum Action {
     Sidebar,
     /// Show or hide the log.
     Log,
+    /// Copy a link to the current chat.
+    #[cfg(target_arch = "wasm32")]
+    Link,
     /// Copy a text.
     Copy(String),
     /// Move the selected token.

@@ -1,9 +1,9 @@
 //! The list of chats: new ones, search, titles, deletion with undo, and the chats of earlier runs.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
 
 use eframe::egui::{self, Align, Layout, RichText, ScrollArea, TextEdit, Ui};
+use web_time::{Duration, Instant};
 
 use super::App;
 use super::action::Action;
@@ -221,7 +221,7 @@ impl App {
         self.focus = true;
     }
 
-    fn new_id(&mut self) -> ChatId {
+    pub(super) fn new_id(&mut self) -> ChatId {
         let id = ChatId(self.next);
         self.next += 1;
         id
@@ -305,12 +305,15 @@ impl App {
         let (Some(keeper), Some(key)) = (&self.list.keeper, &chat.key) else {
             return;
         };
-        if self.settings.keep_state && self.model().is_some() && !chat.conversation.ids().is_empty()
+        let wanted = self.settings.keep_state && self.model().is_some();
+        if wanted
+            && !chat.conversation.ids().is_empty()
+            && let Some(path) = keeper.state_file(key)
         {
             self.session.send(Command::KeepState {
                 chat: chat.id,
                 conversation: chat.conversation.clone(),
-                path: keeper.state_file(key),
+                path,
             });
         }
     }

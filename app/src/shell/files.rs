@@ -1,16 +1,104 @@
-//! Saved chats: their files, and the system's file dialog.
+//! Saved chats: their files, and the window for them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use eframe::egui;
+use eframe::egui::{self, RichText, TextEdit, Ui};
 
 use super::App;
-use super::action::{Pick, Window};
+use super::action::{Action, Pick, Window};
+use crate::kept::Keeper;
 use crate::problem::{Problem, WayOut};
 use crate::session::Command;
 
 /// The file extension of saved chats.
 const EXTENSION: &str = "klchat";
+
+/// The window for saving and opening.
+pub(super) fn files(
+    ui: &mut Ui,
+    path: &mut String,
+    saved: &[PathBuf],
+    can_save: bool,
+    actions: &mut Vec<Action>,
+) {
+    ui.label(RichText::new("Save this chat to a file").strong());
+    ui.label("The model's state is saved with it, so that a long chat reopens at once; `kimi-linear chat` opens it too.");
+    let field = ui.add(TextEdit::singleline(path).desired_width(f32::INFINITY));
+    field.widget_info(|| egui::WidgetInfo::labeled(egui::Role::TextInput, true, "File"));
+    let file = Path::new(path.trim()).to_owned();
+    let named = !path.trim().is_empty();
+    ui.horizontal(|ui| {
+        let hover = "Only a chat with an answer can be saved, and only while none is being written";
+        let save = ui.add_enabled(named && can_save, egui::Button::new("Save"));
+        if save.on_disabled_hover_text(hover).clicked() {
+            actions.push(Action::Save(file));
+        }
+        #[cfg(not(target_arch = "wasm32"))]
+        {
+            let elsewhere = ui.add_enabled(can_save, egui::Button::new("Save elsewhere…"));
+            if elsewhere.on_disabled_hover_text(hover).clicked() {
+                actions.push(Action::Pick(Pick::Save));
+            }
+        }
+        #[cfg(target_arch = "wasm32")]
+        {
+            let link = ui.add_enabled(can_save, egui::Button::new("Copy a link to it"));
+            let hover =
+                "The chat and what the views show are in the link itself, and go to no server";
+            if link.on_hover_text(hover).clicked() {
+                actions.push(Action::Link);
+            }
+        }
+    });
+    ui.separator();
+    ui.label(RichText::new("Open a file").strong());
+    for file in saved {
+        let name = file.file_stem().unwrap_or_default().to_string_lossy();
+        let button = ui.button(name);
+        if button.on_hover_text(file.display().to_string()).clicked() {
+            actions.push(Action::Open(file.clone()));
+        }
+    }
+    let button = ui.button("Choose a file…");
+    if button
+        .on_hover_text("You can also drop it on the window")
+        .clicked()
+    {
+        actions.push(Action::Pick(Pick::Open));
+    }
+}
+
+/// The part of the window for files that tells where chats are kept.
+#[cfg_attr(
+    target_arch = "wasm32",
+    expect(unused_variables, reason = "states are not kept")
+)]
+pub(super) fn kept(ui: &mut Ui, keeper: &Keeper, state: &mut bool, remote: bool) {
+    ui.separator();
+    ui.label(RichText::new("Chats are kept automatically").strong());
+    ui.label(format!(
+        "Every chat of the list is written to {} and is there at the next start.",
+        keeper.place()
+    ));
+    if remote {
+        return;
+    }
+    #[cfg(not(target_arch = "wasm32"))]
+    kept_states(ui, keeper, state);
+}
+
+/// The choice to keep states, which take more room than a browser's storage has.
+#[cfg(not(target_arch = "wasm32"))]
+fn kept_states(ui: &mut Ui, keeper: &Keeper, state: &mut bool) {
+    let hover = "A long chat then goes on at once after a restart. A chat takes as much as its states and latents: see Model.";
+    let changed = ui
+        .checkbox(state, "Keep the model's state of each chat too")
+        .on_hover_text(hover)
+        .changed();
+    if changed && !*state {
+        keeper.delete_states();
+    }
+}
 
 impl App {
     pub(super) fn saved_chats(&self) -> Vec<PathBuf> {
@@ -89,45 +177,5 @@ impl App {
         self.chat_mut().file = Some(path.clone());
         let chat = self.current;
         self.session.send(Command::Open { chat, path });
-    }
-
-    /// Opens the system's file dialog in a thread of its own; on systems without one, paths can be typed.
-    pub(super) fn pick(&self, ctx: &egui::Context, pick: Pick) {
-        let dialog = rfd::AsyncFileDialog::new();
-        let suggested = self.file_name();
-        let name = suggested
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        let (picks, ctx) = (self.picks.0.clone(), ctx.clone());
-        let chosen: std::pin::Pin<Box<dyn Future<Output = Option<rfd::FileHandle>> + Send>> =
-            match pick {
-                Pick::Folder => Box::pin(dialog.set_title("The model's folder").pick_folder()),
-                Pick::Gguf => Box::pin(
-                    dialog
-                        .set_title("A GGUF file")
-                        .add_filter("GGUF", &["gguf"])
-                        .pick_file(),
-                ),
-                Pick::Open => Box::pin(dialog.set_title("Open a chat").pick_file()),
-                Pick::Save => Box::pin(
-                    dialog
-                        .set_title("Save this chat")
-                        .set_file_name(name)
-                        .save_file(),
-                ),
-            };
-        let waited = std::thread::Builder::new().name("dialog".to_owned()).spawn(move || {
-            if let Some(file) = pollster::block_on(chosen) {
-                let _ = picks.send((pick, file.path().to_owned()));
-                ctx.request_repaint();
-            } else {
-                tracing::info!("no file was chosen; where the system has no dialog, a path can be typed instead");
-            }
-        });
-        if let Err(error) = waited {
-            tracing::error!("the system gives no thread: {error}");
-        }
     }
 }

@@ -1,8 +1,7 @@
 //! Handles the session's updates, and what follows from them without user input.
 
-use std::time::{Duration, Instant};
-
 use eframe::egui;
+use web_time::{Duration, Instant};
 
 use super::action::{Action, Pick};
 use super::{App, NOTICE, Running};
@@ -189,7 +188,9 @@ impl App {
         chat.remembered = true;
         let (chat, key) = (chat.id, chat.key.clone());
         let keeper = self.list.keeper.as_ref();
-        let path = keeper.zip(key).map(|(keeper, key)| keeper.state_file(&key));
+        let path = keeper
+            .zip(key)
+            .and_then(|(keeper, key)| keeper.state_file(&key));
         if let Some(path) = path.filter(|path| path.exists()) {
             self.recalling = true;
             self.session.send(Command::Recall { chat, path });

@@ -42,6 +42,8 @@ pub fn shortcuts(remote: bool) -> Vec<Shortcut> {
         });
     }
     all.retain(|shortcut| !remote || !shortcut.action.is_local());
+    // A tab is closed by its browser.
+    all.retain(|shortcut| cfg!(not(target_arch = "wasm32")) || shortcut.action != Action::Quit);
     all
 }
 

@@ -8,27 +8,32 @@ pub mod arrange;
 mod bars;
 mod chat_panel;
 mod chats;
+#[cfg_attr(target_arch = "wasm32", path = "dialog_web.rs")]
+mod dialog;
 mod files;
 mod hear;
+#[cfg(target_arch = "wasm32")]
+mod in_tab;
 pub mod keys;
 mod memory;
 mod models;
+mod panels;
 mod play;
 mod windows;
 
 use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::time::{Duration, Instant};
 
 use eframe::egui::{self, Ui};
 use egui_commonmark::CommonMarkCache;
 use egui_tiles::Tree;
+use web_time::{Duration, Instant};
 
 use self::action::{Action, Pick, Window};
 use self::arrange::Pane;
-use self::chat_panel::ChatPanel;
 use self::chats::ChatList;
 use self::keys::Shortcut;
+use self::panels::Panels;
 use self::windows::Inspected;
 use crate::chat::Chat;
 use crate::facts::ModelFacts;
@@ -42,11 +47,14 @@ use crate::selection::Selection;
 use crate::session::{ChatId, Session};
 use crate::settings::{ModelChoice, Settings};
 use crate::theme::{self, Colours};
-use crate::views::{self, View, ViewContext};
+use crate::views::{self, View};
 use kimi_linear::model::TraceChoice;
 
 /// Time for which a notice is shown.
 const NOTICE: Duration = Duration::from_secs(6);
+
+/// Width in points below which a page shows the chat alone: a phone's.
+const PHONE: f32 = 560.0;
 
 /// The initial data of the app.
 pub struct Start {
@@ -112,6 +120,12 @@ pub struct App {
     selection: Selection,
     /// Whether the selected head is the one with the highest score; not after the user has chosen one.
     follows: bool,
+    /// The selection of the page's link, until the model is loaded.
+    #[cfg(target_arch = "wasm32")]
+    linked: Option<Selection>,
+    /// The problem that was said last.
+    #[cfg(target_arch = "wasm32")]
+    said: Option<String>,
     /// The heads in the frames of the current chat.
     traced: Option<(ChatId, TraceChoice)>,
     /// The selected heads at the last frame.
@@ -147,6 +161,18 @@ pub struct App {
     frames: FrameTimes,
 }
 
+/// The first seed of a run.
+#[cfg(not(target_arch = "wasm32"))]
+fn seed() -> u64 {
+    std::process::id().into()
+}
+
+/// The first seed of a run.
+#[cfg(target_arch = "wasm32")]
+fn seed() -> u64 {
+    chrono::Utc::now().timestamp_micros().unsigned_abs()
+}
+
 impl App {
     /// An app that has started to load the model of its settings.
     #[must_use]
@@ -167,11 +193,15 @@ impl App {
             list: ChatList::new(start.keeper),
             selection: Selection::default(),
             follows: true,
+            #[cfg(target_arch = "wasm32")]
+            linked: None,
+            #[cfg(target_arch = "wasm32")]
+            said: None,
             traced: None,
             wanted: None,
             retracing: false,
             recalling: false,
-            seed: std::process::id().into(),
+            seed: seed(),
             changed: None,
             problem: None,
             notice: None,
@@ -317,6 +347,8 @@ impl App {
                 .send_viewport_cmd(egui::ViewportCommand::CancelClose);
         }
         self.play(ui.ctx());
+        #[cfg(target_arch = "wasm32")]
+        self.announce();
     }
 
     fn draw(&mut self, ui: &mut Ui, actions: &mut Vec<Action>) {
@@ -419,7 +451,11 @@ impl App {
             views: &mut self.views,
             actions,
         };
-        self.tree.ui(&mut arrange::Behavior(&mut panels), ui);
+        if cfg!(target_arch = "wasm32") && ui.available_width() < PHONE {
+            arrange::Draw::pane(&mut panels, ui, &Pane::Chat);
+        } else {
+            self.tree.ui(&mut arrange::Behavior(&mut panels), ui);
+        }
     }
 
     /// A short description of the running model.
@@ -451,9 +487,18 @@ impl App {
 }
 
 /// The storage key of the settings.
-pub const SETTINGS: &str = "settings";
+pub const SETTINGS: &str = key("settings", "kimi-linear/settings");
 /// The storage key of the layout.
-pub const ARRANGEMENT: &str = "arrangement";
+pub const ARRANGEMENT: &str = key("arrangement", "kimi-linear/arrangement");
+
+/// A key of the app's own storage, or of a browser's, which the pages of an address share.
+const fn key(own: &'static str, shared: &'static str) -> &'static str {
+    if cfg!(target_arch = "wasm32") {
+        shared
+    } else {
+        own
+    }
+}
 
 impl eframe::App for App {
     fn ui(&mut self, ui: &mut Ui, frame: &mut eframe::Frame) {
@@ -470,92 +515,5 @@ impl eframe::App for App {
 
     fn on_exit(&mut self) {
         self.keep_all();
-    }
-}
-
-/// The data for drawing the panels.
-struct Panels<'a> {
-    chat: &'a mut Chat,
-    markdown: &'a mut CommonMarkCache,
-    colours: &'a Colours,
-    ready: Result<(), &'a str>,
-    untraced: Option<String>,
-    remote: bool,
-    settings: &'a mut Settings,
-    examples: bool,
-    tried: Option<usize>,
-    focus: &'a mut bool,
-    model: Option<&'a ModelFacts>,
-    selection: &'a mut Selection,
-    views: &'a mut [Box<dyn View>],
-    actions: &'a mut Vec<Action>,
-}
-
-impl arrange::Draw for Panels<'_> {
-    fn pane(&mut self, ui: &mut Ui, pane: &Pane) {
-        // Neither text nor plots can be laid out in a smaller size.
-        if ui.available_width() < 24.0 || ui.available_height() < 24.0 {
-            return;
-        }
-        match pane {
-            Pane::Chat => {
-                let panel = ChatPanel {
-                    chat: self.chat,
-                    markdown: self.markdown,
-                    colours: self.colours,
-                    ready: self.ready,
-                    untraced: self.untraced.as_deref(),
-                    remote: self.remote,
-                    settings: self.settings,
-                    examples: self.examples,
-                    tried: self.tried,
-                    focus: self.focus,
-                };
-                panel.ui(ui, self.actions);
-            }
-            Pane::View(name) => {
-                let Some(view) = self.views.iter_mut().find(|view| view.name() == name) else {
-                    return;
-                };
-                let mut wishes = Vec::new();
-                let mut context = ViewContext {
-                    model: self.model,
-                    history: &self.chat.history,
-                    measures: &self.chat.measures,
-                    selection: self.selection,
-                    colours: self.colours,
-                    wishes: &mut wishes,
-                };
-                ui.push_id(name, |ui| {
-                    egui::Frame::new()
-                        .inner_margin(egui::Margin::symmetric(6, 4))
-                        .show(ui, |ui| view.ui(ui, &mut context));
-                });
-                self.actions.extend(wishes.into_iter().map(Action::Wish));
-            }
-        }
-    }
-
-    fn beside(&mut self, ui: &mut Ui, active: &Pane) {
-        let Pane::View(name) = active else { return };
-        let Some(view) = self.views.iter().find(|view| view.name() == name) else {
-            return;
-        };
-        let help = view.help();
-        let button = ui.button("?").on_hover_text(format!("What {name} shows"));
-        // Beside the panel if there is room, so that it does not cover what it explains.
-        let (bar, window) = (ui.max_rect(), ui.ctx().content_rect());
-        let panel = egui::Rect::from_min_max(bar.min, egui::pos2(bar.right(), window.bottom()));
-        egui::Popup::menu(&button)
-            .anchor(panel)
-            .align(egui::RectAlign::LEFT_START)
-            .align_alternatives(&[egui::RectAlign::RIGHT_START, egui::RectAlign::BOTTOM_END])
-            .show(|ui| {
-                ui.set_max_width(480.0);
-                // A menu's own layout stretches text to its full width.
-                ui.with_layout(egui::Layout::top_down(egui::Align::LEFT), |ui| {
-                    windows::help_ui(ui, &help);
-                });
-            });
     }
 }

@@ -75,6 +75,8 @@ impl App {
             mla: choice.mla,
         };
         self.follows = true;
+        #[cfg(target_arch = "wasm32")]
+        self.select_linked(&facts);
         self.problem = None;
         self.traced = None;
         self.retracing = false;

@@ -1,14 +1,13 @@
 //! The windows over the panels: model and device, sampling, files, help.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use eframe::egui::{self, DragValue, Grid, RichText, Slider, TextEdit, Ui};
 
-use super::action::{Action, Pick, Window};
+use super::action::{Action, Window};
 use super::keys::Shortcut;
-use super::{App, Running};
+use super::{App, Running, files};
 use crate::facts::{Fit, ModelFacts, bytes};
-use crate::kept::Keeper;
 use crate::problem::Problem;
 use crate::session::Estimate;
 use crate::settings::{BackendName, ModelChoice, Preset, SamplingChoice, Settings};
@@ -61,6 +60,10 @@ pub(super) fn window(
 }
 
 /// The window for model and device, with the estimate of memory.
+#[cfg_attr(
+    target_arch = "wasm32",
+    expect(unused_variables, reason = "a page has its one model")
+)]
 pub(super) fn model(
     ui: &mut Ui,
     colours: &Colours,
@@ -80,10 +83,8 @@ pub(super) fn model(
         ));
         ui.separator();
     }
-    ui.label("A folder with config.json, tokenizer files and safetensors weights, or a GGUF file. Empty is the demo model. You can also drop it on the window.");
-    folder_ui(ui, recent, folder, actions);
-    let text = folder.trim();
-    choice.folder = (!text.is_empty()).then(|| PathBuf::from(text));
+    #[cfg(not(target_arch = "wasm32"))]
+    folder_ui(ui, recent, folder, choice, actions);
     ui.horizontal(|ui| {
         let label = ui.label("Context").on_hover_text(
             "Memory is reserved for a conversation of this length; at most the model's own maximum",
@@ -129,7 +130,16 @@ pub(super) fn model(
 }
 
 /// The field for the model's folder or file, and other ways to fill it.
-fn folder_ui(ui: &mut Ui, recent: &[PathBuf], folder: &mut String, actions: &mut Vec<Action>) {
+#[cfg(not(target_arch = "wasm32"))]
+fn folder_ui(
+    ui: &mut Ui,
+    recent: &[PathBuf],
+    folder: &mut String,
+    choice: &mut ModelChoice,
+    actions: &mut Vec<Action>,
+) {
+    use super::action::Pick;
+    ui.label("A folder with config.json, tokenizer files and safetensors weights, or a GGUF file. Empty is the demo model. You can also drop it on the window.");
     let field = ui.add(
         TextEdit::singleline(folder)
             .desired_width(f32::INFINITY)
@@ -158,6 +168,8 @@ fn folder_ui(ui: &mut Ui, recent: &[PathBuf], folder: &mut String, actions: &mut
             }
         });
     });
+    let text = folder.trim();
+    choice.folder = (!text.is_empty()).then(|| PathBuf::from(text));
 }
 
 fn devices(ui: &mut Ui, colours: &Colours, choice: &mut ModelChoice, estimate: &Estimate) {
@@ -394,70 +406,6 @@ pub(super) fn sampling(ui: &mut Ui, settings: &mut Settings, begun: bool, remote
     });
 }
 
-/// The window for saving and opening.
-pub(super) fn files(
-    ui: &mut Ui,
-    path: &mut String,
-    saved: &[PathBuf],
-    can_save: bool,
-    actions: &mut Vec<Action>,
-) {
-    ui.label(RichText::new("Save this chat to a file").strong());
-    ui.label("The model's state is saved with it, so that a long chat reopens at once; `kimi-linear chat` opens it too.");
-    let field = ui.add(TextEdit::singleline(path).desired_width(f32::INFINITY));
-    field.widget_info(|| egui::WidgetInfo::labeled(egui::Role::TextInput, true, "File"));
-    let file = Path::new(path.trim()).to_owned();
-    let named = !path.trim().is_empty();
-    ui.horizontal(|ui| {
-        let hover = "Only a chat with an answer can be saved, and only while none is being written";
-        let save = ui.add_enabled(named && can_save, egui::Button::new("Save"));
-        if save.on_disabled_hover_text(hover).clicked() {
-            actions.push(Action::Save(file));
-        }
-        let elsewhere = ui.add_enabled(can_save, egui::Button::new("Save elsewhere…"));
-        if elsewhere.on_disabled_hover_text(hover).clicked() {
-            actions.push(Action::Pick(Pick::Save));
-        }
-    });
-    ui.separator();
-    ui.label(RichText::new("Open a file").strong());
-    for file in saved {
-        let name = file.file_stem().unwrap_or_default().to_string_lossy();
-        let button = ui.button(name);
-        if button.on_hover_text(file.display().to_string()).clicked() {
-            actions.push(Action::Open(file.clone()));
-        }
-    }
-    let button = ui.button("Choose a file…");
-    if button
-        .on_hover_text("You can also drop it on the window")
-        .clicked()
-    {
-        actions.push(Action::Pick(Pick::Open));
-    }
-}
-
-/// The part of the window for files that tells where chats are kept.
-pub(super) fn kept(ui: &mut Ui, keeper: &Keeper, state: &mut bool, remote: bool) {
-    ui.separator();
-    ui.label(RichText::new("Chats are kept automatically").strong());
-    ui.label(format!(
-        "Every chat of the list is written to {} and is there at the next start.",
-        keeper.folder().display()
-    ));
-    if remote {
-        return;
-    }
-    let hover = "A long chat then goes on at once after a restart. A chat takes as much as its states and latents: see Model.";
-    let changed = ui
-        .checkbox(state, "Keep the model's state of each chat too")
-        .on_hover_text(hover)
-        .changed();
-    if changed && !*state {
-        keeper.delete_states();
-    }
-}
-
 /// The window for keys and explanations of the views.
 pub(super) fn help(ui: &mut Ui, keys: &[Shortcut], remote: bool, actions: &mut Vec<Action>) {
     let page = ui.button("What is a delta-rule memory?");
@@ -554,9 +502,9 @@ impl App {
         let (file, saved) = (&mut self.file, &self.saved);
         let (keeper, state) = (self.list.keeper.as_ref(), &mut self.settings.keep_state);
         window(ui, Window::Files, "Save and open", &mut open, |ui| {
-            files(ui, file, saved, can_save, actions);
+            files::files(ui, file, saved, can_save, actions);
             if let Some(keeper) = keeper {
-                kept(ui, keeper, state, remote);
+                files::kept(ui, keeper, state, remote);
             }
         });
         let keys = &self.keys;

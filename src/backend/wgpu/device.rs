@@ -62,7 +62,16 @@ impl AdapterDescription {
 #[cfg(not(target_arch = "wasm32"))]
 #[must_use]
 pub fn adapters() -> Vec<AdapterDescription> {
-    let list = block_on(enumerate());
+    describe_all(&block_on(enumerate()))
+}
+
+/// The adapter that the browser gives, if it gives one.
+#[cfg(target_arch = "wasm32")]
+pub async fn adapters() -> Vec<AdapterDescription> {
+    describe_all(&enumerate().await)
+}
+
+fn describe_all(list: &[wgpu::Adapter]) -> Vec<AdapterDescription> {
     list.iter()
         .enumerate()
         .map(|(index, adapter)| describe(index, adapter))
@@ -235,11 +244,7 @@ impl Gpu {
     /// Opens adapter `index` of the list, or its first.
     pub(super) async fn open(index: Option<usize>) -> Result<Self> {
         let list = enumerate().await;
-        let descriptions: Vec<_> = list
-            .iter()
-            .enumerate()
-            .map(|(index, adapter)| describe(index, adapter))
-            .collect();
+        let descriptions = describe_all(&list);
         if list.is_empty() {
             return Err(unavailable(
                 "no graphics adapter was found; install a Vulkan driver (the package mesa-vulkan-drivers has one that \

@@ -26,8 +26,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::device::AdapterDescription;
 use self::device::Gpu;
+pub use self::device::adapters;
 #[cfg(not(target_arch = "wasm32"))]
-pub use self::device::{adapters, has_gpu};
+pub use self::device::has_gpu;
 #[doc(hidden)]
 pub use self::faults::{Fault, Faults};
 use self::memory::Memory;

@@ -1,29 +1,22 @@
 //! Finds the files of a GGUF: a single file, the parts of a split one (`PREFIX-00001-of-00003.gguf`), or those in a folder.
 
-use std::fs::File;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use super::header::{self, Header, MAGIC};
 use super::{Metadata, TensorInfo};
 use crate::checkpoint::{Shard, index, map};
 use crate::error::CheckpointError;
+use crate::files;
 
 const COUNT: &str = "split.count";
 const NUMBER: &str = "split.no";
 
 /// Whether the path is a GGUF.
 pub(super) fn is_gguf(path: &Path) -> bool {
-    if path.is_dir() {
+    if files::is_dir(path) {
         return !index::has_weights(path) && !files_in(path).is_empty();
     }
-    has_extension(path) || begins_as_gguf(path)
-}
-
-fn begins_as_gguf(path: &Path) -> bool {
-    let mut magic = [0; MAGIC.len()];
-    let read = File::open(path).and_then(|mut file| file.read_exact(&mut magic));
-    read.is_ok() && magic == *MAGIC
+    has_extension(path) || files::begins_with(path, MAGIC)
 }
 
 fn has_extension(path: &Path) -> bool {
@@ -41,7 +34,7 @@ pub(super) struct Parts {
 
 /// Opens the GGUF at `path`.
 pub(super) fn open(path: &Path) -> Result<Parts, CheckpointError> {
-    let file = if path.is_dir() {
+    let file = if files::is_dir(path) {
         model_in(path)?
     } else {
         path.to_owned()
@@ -65,9 +58,8 @@ fn one(file: &Path) -> Result<(Shard, Header), CheckpointError> {
 
 /// The GGUF files of a folder, sorted.
 fn files_in(dir: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
-    files.retain(|file| has_extension(file) && file.is_file());
+    let mut files = files::entries(dir);
+    files.retain(|file| has_extension(file) && files::is_file(file));
     files.sort();
     files
 }
@@ -147,7 +139,7 @@ fn split(file: &Path, count: u64, metadata: &Metadata) -> Result<Parts, Checkpoi
     let paths: Vec<PathBuf> = paths.collect();
     let missing: Vec<String> = paths
         .iter()
-        .filter(|path| !path.exists())
+        .filter(|path| !files::exists(path))
         .map(|path| name(path))
         .collect();
     if let Some(first) = missing.first() {

@@ -1,4 +1,13 @@
 //! Headless Chromium, driven over its debugging pipe: messages are JSON that ends with a zero byte, as the DevTools protocol says.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout
+)]
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -14,9 +23,11 @@ fn chromium() -> Option<PathBuf> {
     let program = std::env::split_paths(&path)
         .flat_map(|folder| names.map(|name| folder.join(name)))
         .find(|program| program.is_file());
-    let none = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/no-browser");
-    if program.is_none() && none.exists() {
-        println!("skipped: the chat page in a browser: Chromium cannot be installed");
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut folders = package.ancestors().take(2);
+    let none = folders.any(|folder| folder.join("target/no-browser").exists());
+    if program.is_none() && none {
+        println!("skipped: the page in a browser: Chromium cannot be installed");
         return None;
     }
     Some(program.expect("there is no Chromium: make install-browser"))
@@ -40,17 +51,24 @@ impl Drop for Browser {
 }
 
 impl Browser {
-    /// A page of 900 x 700 at an address; `None` where there is no browser.
+    /// A page of 900 x 700 at an address, in a browser without a GPU; `None` where there is no browser.
     pub fn open(url: &str) -> Option<Self> {
+        Self::open_with(url, [900, 700], &["--disable-gpu"], "")
+    }
+
+    /// A page of this size at an address, in a browser with these flags. `before` is JavaScript that runs before the page's
+    /// own.
+    pub fn open_with(url: &str, size: [u32; 2], flags: &[&str], before: &str) -> Option<Self> {
         let chromium = chromium()?;
         let profile = tempfile::tempdir().unwrap();
         // Chromium reads its pipe at descriptor 3 and writes at 4.
         let mut child = Command::new("sh")
             .args(["-c", r#"exec "$0" "$@" 3<&0 4>&1 </dev/null >/dev/null"#])
             .arg(chromium)
-            .args(["--headless", "--no-sandbox", "--disable-gpu"])
-            .args(["--hide-scrollbars", "--no-first-run"])
-            .args(["--window-size=900,700", "--remote-debugging-pipe"])
+            .args(["--headless", "--no-sandbox", "--hide-scrollbars"])
+            .args(["--no-first-run", "--remote-debugging-pipe"])
+            .arg(format!("--window-size={},{}", size[0], size[1]))
+            .args(flags)
             .arg(format!("--user-data-dir={}", profile.path().display()))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -66,10 +84,15 @@ impl Browser {
             page: None,
             _profile: profile,
         };
-        let target = browser.call("Target.createTarget", json!({ "url": url }));
+        let blank = json!({ "url": "about:blank" });
+        let target = browser.call("Target.createTarget", blank);
         let attach = json!({ "targetId": target["targetId"], "flatten": true });
         let attached = browser.call("Target.attachToTarget", attach);
         browser.page = Some(attached["sessionId"].as_str().unwrap().to_owned());
+        browser.call("Page.enable", json!({}));
+        let script = json!({ "source": before });
+        browser.call("Page.addScriptToEvaluateOnNewDocument", script);
+        browser.call("Page.navigate", json!({ "url": url }));
         Some(browser)
     }
 
@@ -96,7 +119,8 @@ impl Browser {
         }
     }
 
-    fn call(&mut self, method: &str, params: Value) -> Value {
+    /// The result of a method of the protocol.
+    pub fn call(&mut self, method: &str, params: Value) -> Value {
         let result = self.try_call(method, params);
         result.unwrap_or_else(|error| panic!("{method}: {error}"))
     }
@@ -132,6 +156,11 @@ impl Browser {
     /// Types a text where the cursor stands, then Enter.
     pub fn type_and_enter(&mut self, text: &str) {
         self.call("Input.insertText", json!({ "text": text }));
+        self.enter();
+    }
+
+    /// Presses Enter.
+    pub fn enter(&mut self) {
         for kind in ["keyDown", "keyUp"] {
             let key = json!({
                 "type": kind, "key": "Enter", "code": "Enter", "text": "\r", "windowsVirtualKeyCode": 13

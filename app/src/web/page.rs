@@ -1,0 +1,44 @@
+//! What the page's JavaScript does: storage, downloads, and the page's own text.
+
+use wasm_bindgen::JsValue;
+use wasm_bindgen::prelude::wasm_bindgen;
+
+#[wasm_bindgen(module = "/web/page.js")]
+extern "C" {
+    /// The part of the address after `?`.
+    pub fn query() -> String;
+    /// The part of the address after `#`.
+    pub fn fragment() -> String;
+    /// The address of the page with another part after `#`.
+    pub fn link(fragment: &str) -> String;
+    /// The keys of everything in the browser's storage.
+    pub fn stored() -> Vec<String>;
+    /// An entry of the browser's storage.
+    pub fn load(key: &str) -> Option<String>;
+    #[wasm_bindgen(catch, js_name = store)]
+    fn try_store(key: &str, text: &str) -> Result<(), js_sys::Error>;
+    /// Removes an entry.
+    pub fn forget(key: &str);
+    /// Downloads bytes under a name.
+    pub fn download(name: &str, bytes: &[u8]);
+    /// The file that the user chooses, of these kinds; none if the dialog is closed.
+    #[wasm_bindgen(catch)]
+    pub async fn pick(kinds: &str) -> Result<Option<web_sys::File>, JsValue>;
+    /// The bytes of a file.
+    #[wasm_bindgen(catch)]
+    pub async fn bytes(file: &web_sys::File) -> Result<js_sys::Uint8Array, JsValue>;
+    /// Replaces the page's text by a sentence that says why there is no app.
+    pub fn refuse(sentence: &str);
+    /// Says a sentence to programs that read the page aloud; they do not see what the app draws.
+    pub fn say(sentence: &str);
+    /// Removes the page's text: the app is drawn.
+    pub fn begin();
+}
+
+/// Writes an entry of the browser's storage.
+///
+/// # Errors
+/// The browser's reason, such as that its storage is full.
+pub fn store(key: &str, text: &str) -> Result<(), String> {
+    try_store(key, text).map_err(|error| String::from(error.message()))
+}

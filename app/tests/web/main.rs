@@ -1,0 +1,245 @@
+//! The page in headless Chromium, whose GPU is SwiftShader: the same tokens as natively, the conformance list, bad days, and
+//! pictures to look at (`KIMI_LINEAR_WEB_PICTURES` is the folder where they are kept).
+#![cfg(unix)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    missing_docs
+)]
+
+#[path = "../../../tests/common/browser.rs"]
+mod browser;
+mod site;
+mod speed;
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use browser::Browser;
+use kimi_linear::backend::cpu::CpuBackend;
+use kimi_linear::llm::{Generation, LlmFiles, LlmOptions};
+use kimi_linear::tokenizer::Chat;
+use serde_json::{Value, json};
+
+pub const QUESTION: &str = "The red box holds 7. The blue box holds 2. Now the red box holds 3. What does the red box hold?";
+
+/// WebGPU on a machine without a GPU.
+const FLAGS: [&str; 6] = [
+    "--enable-unsafe-webgpu",
+    "--use-webgpu-adapter=swiftshader",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+];
+
+/// The chats that the page has kept.
+const KEPT: &str = "Object.keys(localStorage).filter((key) => key.startsWith('kimi-linear/chats/')).map((key) => JSON.parse(localStorage[key]))";
+
+/// The page; `None` where there is no page or no browser.
+fn open(path: &str, size: [u32; 2], before: &str) -> Option<Browser> {
+    let url = site::serve()?;
+    Browser::open_with(&format!("{url}/{path}"), size, &FLAGS, before)
+}
+
+/// The page with the app in it.
+pub fn shown(size: [u32; 2], before: &str) -> Option<Browser> {
+    let mut page = open("", size, before)?;
+    page.wait_for("document.body.dataset.state === 'shown'");
+    Some(page)
+}
+
+/// Asks a question, and waits for so many turns in the chat that the page keeps.
+pub fn ask(page: &mut Browser, question: &str, turns: usize) -> Value {
+    page.call("Input.insertText", json!({ "text": question }));
+    let began = Instant::now();
+    loop {
+        // While the model loads, the text stays in the field.
+        page.enter();
+        std::thread::sleep(Duration::from_millis(300));
+        let chats = page.evaluate(KEPT);
+        let done = |chat: &&Value| {
+            let ended = |turn: &Value| !turn["footer"].is_null();
+            let all = chat["turns"].as_array().unwrap();
+            all.len() == turns && all.iter().all(ended)
+        };
+        if let Some(chat) = chats.as_array().unwrap().iter().find(done) {
+            return chat.clone();
+        }
+        assert!(began.elapsed() < Duration::from_secs(120), "{chats:#}");
+    }
+}
+
+/// Keeps a picture where one is wanted.
+fn picture(page: &mut Browser, name: &str) {
+    let picture = BASE64_STANDARD.decode(page.screenshot()).unwrap();
+    assert!(picture.starts_with(b"\x89PNG"));
+    if let Some(folder) = std::env::var_os("KIMI_LINEAR_WEB_PICTURES") {
+        let path = std::path::Path::new(&folder).join(name);
+        std::fs::write(path, picture).unwrap();
+    }
+}
+
+/// The prompt's and the answer's tokens on the CPU.
+fn native(question: &str) -> (Vec<u32>, String) {
+    let files = LlmFiles::demo().unwrap();
+    let options = LlmOptions::one(4096);
+    let backend = Box::new(CpuBackend::new());
+    let goes_on = &mut |_, _| ControlFlow::Continue(());
+    let llm = files.load(backend, &options, goes_on).unwrap();
+    let generation = Generation::default();
+    let answer = llm.generate(Chat::user(question), &generation).unwrap();
+    let mut ids = answer.prompt_tokens;
+    ids.extend(answer.tokens);
+    (ids, answer.text)
+}
+
+#[test]
+fn the_page_answers_as_the_cpu_does() {
+    let Some(mut page) = shown([1280, 800], "") else {
+        return;
+    };
+    let chat = ask(&mut page, QUESTION, 1);
+    let (ids, text) = native(QUESTION);
+    assert_eq!(chat["turns"][0]["answer"], json!(text));
+    assert_eq!(chat["conversation"]["ids"], json!(ids));
+    println!("{}", chat["turns"][0]["footer"]);
+    picture(&mut page, "dark.png");
+}
+
+#[test]
+fn the_conformance_list_passes_in_the_tab() {
+    let Some(mut page) = open("?conformance", [900, 700], "") else {
+        return;
+    };
+    let began = Instant::now();
+    while page.evaluate("document.body.dataset.state") == json!("loading") {
+        assert!(began.elapsed() < Duration::from_secs(900));
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    let rows = page.evaluate(
+        "Array.from(document.querySelectorAll('#cases tr'), (row) => [row.cells[0].textContent, row.cells[1].textContent])",
+    );
+    let rows = rows.as_array().unwrap();
+    let state = page.evaluate("document.getElementById('state').textContent");
+    println!("{state} in {} s", began.elapsed().as_secs());
+    let passed = |row: &&Value| !row[1].as_str().unwrap().starts_with("passed: ");
+    let others: Vec<&Value> = rows.iter().filter(passed).collect();
+    assert!(others.is_empty(), "{others:#?}");
+    assert_eq!(
+        rows.len(),
+        kimi_linear::conformance::cases().len(),
+        "{state}"
+    );
+}
+
+/// What the page says instead of the app.
+fn refusal(page: &mut Browser) -> String {
+    page.wait_for("document.body.dataset.state === 'refused'");
+    let state = page.evaluate("document.getElementById('state').textContent");
+    state.as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_browser_without_what_is_needed_is_told_so() {
+    let Some(url) = site::serve() else { return };
+    for (flags, before, expected) in [
+        (
+            &["--disable-gpu"][..],
+            "delete Navigator.prototype.gpu",
+            "This browser has no WebGPU.",
+        ),
+        (
+            &FLAGS,
+            "GPU.prototype.requestAdapter = async () => null",
+            "gives it no GPU here",
+        ),
+        (
+            &FLAGS,
+            "Object.defineProperty(GPUSupportedLimits.prototype, 'maxStorageBuffersPerShaderStage', { get: () => 4 })",
+            "This GPU is too small for the model: its limit maxStorageBuffersPerShaderStage is 4, and 8 are needed.",
+        ),
+    ] {
+        let Some(mut page) = Browser::open_with(&url, [900, 700], flags, before) else {
+            return;
+        };
+        let said = refusal(&mut page);
+        assert!(said.contains(expected), "{said}");
+        picture(&mut page, "refused.png");
+    }
+}
+
+/// Keeps the model's device, so that the page's own script can lose it, and can say that its memory is used up.
+const DEVICES: &str = "
+    const opened = GPUAdapter.prototype.requestDevice;
+    GPUAdapter.prototype.requestDevice = async function (descriptor) {
+        const device = await opened.call(this, descriptor);
+        if (descriptor?.label === 'kimi-linear') window.model = device;
+        return device;
+    };
+    const ended = GPUDevice.prototype.popErrorScope;
+    GPUDevice.prototype.popErrorScope = async function () {
+        const error = await ended.call(this);
+        return window.full && this === window.model ? new GPUOutOfMemoryError('no memory is left') : error;
+    };";
+
+#[test]
+fn a_lost_device_and_a_full_one_are_told_and_the_chat_stays() {
+    let Some(mut page) = shown([1280, 800], DEVICES) else {
+        return;
+    };
+    ask(&mut page, QUESTION, 1);
+    let said = "document.getElementById('state').textContent";
+    page.evaluate("window.full = true; null");
+    page.type_and_enter("What does the blue box hold?");
+    page.wait_for(&format!("{said}.includes('memory')"));
+    println!("{}", page.evaluate(said));
+    page.evaluate("window.full = false; window.model.destroy(); null");
+    page.type_and_enter("What does the blue box hold?");
+    page.wait_for(&format!("{said}.includes('lost')"));
+    println!("{}", page.evaluate(said));
+    picture(&mut page, "lost.png");
+    let chats = page.evaluate(KEPT);
+    assert!(
+        chats.to_string().contains("The red box holds 3."),
+        "{chats}"
+    );
+}
+
+#[test]
+fn chats_and_links_come_back() {
+    let Some(mut page) = shown([1280, 800], "") else {
+        return;
+    };
+    let before = ask(&mut page, QUESTION, 1);
+    page.call("Page.reload", json!({}));
+    page.wait_for("document.body.dataset.state === 'shown'");
+    let after = ask(&mut page, "What does the blue box hold?", 2);
+    assert_eq!(after["turns"][0]["answer"], before["turns"][0]["answer"]);
+    assert_eq!(after["turns"][1]["answer"], json!("The blue box holds 2."));
+}
+
+#[test]
+fn the_page_fits_a_phone_and_either_appearance() {
+    let Some(mut page) = shown([1280, 800], "") else {
+        return;
+    };
+    ask(&mut page, QUESTION, 1);
+    for appearance in ["light", "dark"] {
+        let feature = json!({ "name": "prefers-color-scheme", "value": appearance });
+        let media = json!({ "features": [feature] });
+        page.call("Emulation.setEmulatedMedia", media);
+        std::thread::sleep(Duration::from_secs(2));
+        picture(&mut page, &format!("{appearance}.png"));
+    }
+    let phone = json!({ "width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": true });
+    page.call("Emulation.setDeviceMetricsOverride", phone);
+    std::thread::sleep(Duration::from_secs(3));
+    picture(&mut page, "phone.png");
+    let wider = page.evaluate("document.documentElement.scrollWidth > innerWidth");
+    assert_eq!(wider, json!(false));
+}
