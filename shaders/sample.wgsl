@@ -296,7 +296,7 @@ fn sample_change(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
             let logit = bitcast<f32>(changed_out[to + i]);
             let factor = bitcast<f32>(select(batch[at + CHANGE_NEGATIVE], batch[at + CHANGE_POSITIVE], logit > 0.0));
             let moved = logit * factor + bitcast<f32>(batch[at + CHANGE_ADD]);
-            changed_out[to + i] = bitcast<u32>(clamp(moved, -3.40282347e38, 3.40282347e38));
+            changed_out[to + i] = bitcast<u32>(clamp(moved, -3.4028234e38, 3.4028234e38));
         }
     }
 }

@@ -25,12 +25,12 @@ fn stored_word(base: u32, at: u32) -> u32 {
 }
 
 fn byte_at(base: u32, at: u32) -> u32 {
-    return stored_word(base, at) >> (8u * (at % 4u)) & 0xffu;
+    return (stored_word(base, at) >> (8u * (at % 4u))) & 0xffu;
 }
 
 // The two bytes from `at` on, which is even.
 fn half_word_at(base: u32, at: u32) -> u32 {
-    return stored_word(base, at) >> (8u * (at % 4u)) & 0xffffu;
+    return (stored_word(base, at) >> (8u * (at % 4u))) & 0xffffu;
 }
 
 // The four bytes from `at` on, at any alignment.
@@ -40,7 +40,7 @@ fn word_at(base: u32, at: u32) -> u32 {
     if (shift == 0u) {
         return low;
     }
-    return low | stored_word(base, at + 3u) << (32u - shift);
+    return low | (stored_word(base, at + 3u) << (32u - shift));
 }
 
 fn eight_bytes(base: u32, at: u32) -> vec2<u32> {
@@ -49,13 +49,13 @@ fn eight_bytes(base: u32, at: u32) -> vec2<u32> {
 
 // Bits `shift ..` of eight bytes from `at` on, those of `mask` (the same byte four times).
 fn eight_fields(base: u32, at: u32, shift: u32, mask: u32) -> vec2<u32> {
-    return eight_bytes(base, at) >> vec2<u32>(shift) & vec2<u32>(mask);
+    return (eight_bytes(base, at) >> vec2<u32>(shift)) & vec2<u32>(mask);
 }
 
 // Eight bits, each in a byte of its own.
 fn eight_bits(bits: u32) -> vec2<u32> {
     let four = vec2<u32>(bits, bits >> 4u);
-    return (four | four << vec2<u32>(7u) | four << vec2<u32>(14u) | four << vec2<u32>(21u)) & vec2<u32>(0x01010101u);
+    return (four | (four << vec2<u32>(7u)) | (four << vec2<u32>(14u)) | (four << vec2<u32>(21u))) & vec2<u32>(0x01010101u);
 }
 
 // The f16 at byte `at`, which is even, widened without the device's own conversion, which may flush subnormals to zero.
@@ -64,11 +64,11 @@ fn half_at(base: u32, at: u32) -> f32 {
     let rest = bits & 0x7fffu;
     var magnitude = bitcast<u32>(f32(rest) * 5.9604644775390625e-8);  // 2^-24
     if (rest >= 0x7c00u) {
-        magnitude = rest << 13u | 0x7f800000u;
+        magnitude = (rest << 13u) | 0x7f800000u;
     } else if (rest >= 0x0400u) {
         magnitude = (rest << 13u) + 0x38000000u;
     }
-    return bitcast<f32>((bits & 0x8000u) << 16u | magnitude);
+    return bitcast<f32>(((bits & 0x8000u) << 16u) | magnitude);
 }
 
 // Eight unsigned codes minus `zero`.
@@ -160,8 +160,8 @@ fn by_six_bits(base: u32, at: u32, group: u32, codes: Codes) -> Eight {
     var minimum = byte_at(base, packed + group + 4u) & 63u;
     if (group >= 4u) {
         let low = byte_at(base, packed + group + 4u);
-        scale = (low & 15u) | byte_at(base, packed + group - 4u) >> 6u << 4u;
-        minimum = low >> 4u | byte_at(base, packed + group) >> 6u << 4u;
+        scale = (low & 15u) | ((byte_at(base, packed + group - 4u) >> 6u) << 4u);
+        minimum = (low >> 4u) | ((byte_at(base, packed + group) >> 6u) << 4u);
     }
     let values = times(half_at(base, at) * f32(scale), codes);
     return plus(values, -(half_at(base, at + 2u) * f32(minimum)));
@@ -177,9 +177,9 @@ fn eight_of_256(base: u32, at: u32, i: u32) -> Eight {
     }
     if (FORMAT == FORMAT_Q3_K) {
         let group = i / 16u;
-        let low = byte_at(base, at + 96u + group % 8u) >> (group / 8u * 4u) & 15u;
-        let top = byte_at(base, at + 104u + group % 4u) >> (group / 4u * 2u) & 3u;
-        let scale = half_at(base, at + 108u) * f32(i32(low | top << 4u) - 32);
+        let low = (byte_at(base, at + 96u + group % 8u) >> (group / 8u * 4u)) & 15u;
+        let top = (byte_at(base, at + 104u + group % 4u) >> (group / 4u * 2u)) & 3u;
+        let scale = half_at(base, at + 108u) * f32(i32(low | (top << 4u)) - 32);
         // The third bit adds four if it is set, and the zero point is four.
         let third = one_bit(base, at, i) << vec2<u32>(2u);
         return times(scale, codes_about(two_bits(base, at + 32u, i) | third, 4));
@@ -193,9 +193,9 @@ fn eight_of_256(base: u32, at: u32, i: u32) -> Eight {
     }
     if (FORMAT == FORMAT_IQ4_XS) {
         let group = i / 32u;
-        let low = byte_at(base, at + 4u + group / 2u) >> (group % 2u * 4u) & 15u;
-        let top = half_word_at(base, at + 2u) >> (2u * group) & 3u;
-        let scale = half_at(base, at) * f32(i32(low | top << 4u) - 32);
+        let low = (byte_at(base, at + 4u + group / 2u) >> (group % 2u * 4u)) & 15u;
+        let top = (half_word_at(base, at + 2u) >> (2u * group)) & 3u;
+        let scale = half_at(base, at) * f32(i32(low | (top << 4u)) - 32);
         return times(scale, codes_of(IQ4_VALUES, nibbles_of_32(base, at + 8u + 16u * group, i % 32u)));
     }
     // FORMAT_Q6_K
@@ -204,7 +204,7 @@ fn eight_of_256(base: u32, at: u32, i: u32) -> Eight {
     let low = eight_fields(base, at + 64u * half + 32u * (group & 1u) + i % 32u, group / 2u * 4u, 0x0f0f0f0fu);
     let top = eight_fields(base, at + 128u + 32u * half + i % 32u, 2u * group, 0x03030303u);
     let scale = unpack4xI8(byte_at(base, at + 192u + i / 16u)).x;
-    return times(half_at(base, at + 208u) * f32(scale), codes_about(low | top << vec2<u32>(4u), 32));
+    return times(half_at(base, at + 208u) * f32(scale), codes_about(low | (top << vec2<u32>(4u)), 32));
 }
 
 // Bytes per block.

@@ -69,7 +69,7 @@ MUTATIONS = [
     ("src/backend/weight.rs", "&self.bytes[at + self.columns.start..at + self.columns.end]", "&self.bytes[at..at + self.columns.len()]"),
     (CPU + "memory.rs", "part.rows.start < rows.end", "part.rows.end < rows.end"),
     (CPU + "rms_norm.rs", "&input[row * d..(row + 1) * d], weight, eps", "&input[row / 2 * d..(row / 2 + 1) * d], weight, eps"),
-    ("shaders/shared/blocks.wgsl", "scale = (low & 15u) | byte_at(base, packed + group - 4u)", "scale = (low & 15u) | byte_at(base, packed + group)"),
+    ("shaders/shared/blocks.wgsl", "scale = (low & 15u) | ((byte_at(base, packed + group - 4u)", "scale = (low & 15u) | ((byte_at(base, packed + group)"),
     ("shaders/shared/blocks.wgsl", "stored_word(base, at + 3u) << (32u - shift)", "stored_word(base, at) << (32u - shift)"),
     ("shaders/shared/blocks.wgsl", "} else if (rest >= 0x0400u) {", "} else {"),
     ("src/backend/wgpu/weights.rs", "Format::Block(_) => row.next_multiple_of(VECTOR)", "Format::Block(_) => row / VECTOR * VECTOR"),
