@@ -6,6 +6,12 @@ export const fragment = () => location.hash.slice(1);
 
 export const link = (fragment) => `${location.href.split("#")[0]}#${fragment}`;
 
+// Whether the GPU is a program that runs on the processor.
+export async function software() {
+    const { info } = await navigator.gpu.requestAdapter();
+    return info.isFallbackAdapter || info.architecture === "swiftshader";
+}
+
 // A browser may forbid storage: reading it throws then.
 function storage() {
     try {

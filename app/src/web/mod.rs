@@ -4,6 +4,7 @@ pub mod conformance;
 pub mod page;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use eframe::{WebOptions, WebRunner};
 use wasm_bindgen::JsCast;
@@ -13,6 +14,12 @@ use crate::log::Log;
 use crate::session::{Wake, local};
 use crate::settings::Settings;
 use crate::shell::{ARRANGEMENT, App, SETTINGS, Start};
+use crate::theme;
+
+/// Interval at which new text is drawn.
+const SPACING: Duration = Duration::from_millis(33);
+/// The same where drawing takes the time of the processor that the model needs.
+const SOFTWARE_SPACING: Duration = Duration::from_millis(200);
 
 /// Starts what the address asks for: the app, or with `?conformance` nothing, since the page then calls
 /// [`conformance::conformance`].
@@ -32,11 +39,18 @@ async fn show() -> Result<(), String> {
     let canvas = document.and_then(|document| document.get_element_by_id("app"));
     let canvas = canvas.and_then(|element| element.dyn_into().ok());
     let canvas = canvas.ok_or("the page has no canvas")?;
+    let software = page::software()
+        .await
+        .is_ok_and(|software| software.is_truthy());
+    let options = WebOptions {
+        max_fps: software.then_some(5),
+        ..WebOptions::default()
+    };
     let started = WebRunner::new()
         .start(
             canvas,
-            WebOptions::default(),
-            Box::new(|creation| Ok(Box::new(app(creation)?))),
+            options,
+            Box::new(move |creation| Ok(Box::new(app(creation, software)?))),
         )
         .await;
     started.map_err(|error| format!("{error:?}"))?;
@@ -44,11 +58,15 @@ async fn show() -> Result<(), String> {
     Ok(())
 }
 
-fn app(creation: &eframe::CreationContext<'_>) -> std::io::Result<App> {
+fn app(creation: &eframe::CreationContext<'_>, software: bool) -> std::io::Result<App> {
     let log = Log::default();
     log.follow();
     let ctx = creation.egui_ctx.clone();
-    let wake: Wake = Arc::new(move || ctx.request_repaint());
+    if software {
+        theme::keep_still(&ctx);
+    }
+    let spacing = if software { SOFTWARE_SPACING } else { SPACING };
+    let wake: Wake = Arc::new(move || ctx.request_repaint_after(spacing));
     let storage = creation.storage;
     let mut app = App::new(Start {
         session: local::start(wake)?,

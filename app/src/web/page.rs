@@ -21,6 +21,9 @@ extern "C" {
     pub fn forget(key: &str);
     /// Downloads bytes under a name.
     pub fn download(name: &str, bytes: &[u8]);
+    /// Whether the browser's GPU is a program that runs on the processor.
+    #[wasm_bindgen(catch)]
+    pub async fn software() -> Result<JsValue, JsValue>;
     /// The file that the user chooses, of these kinds; none if the dialog is closed.
     #[wasm_bindgen(catch)]
     pub async fn pick(kinds: &str) -> Result<Option<web_sys::File>, JsValue>;

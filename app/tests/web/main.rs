@@ -6,7 +6,8 @@
     clippy::expect_used,
     clippy::panic,
     clippy::print_stdout,
-    missing_docs
+    missing_docs,
+    unreachable_pub
 )]
 
 #[path = "../../../tests/common/browser.rs"]
@@ -28,9 +29,12 @@ use serde_json::{Value, json};
 pub const QUESTION: &str = "The red box holds 7. The blue box holds 2. Now the red box holds 3. What does the red box hold?";
 
 /// WebGPU on a machine without a GPU.
-const FLAGS: [&str; 6] = [
+const FLAGS: [&str; 9] = [
     "--enable-unsafe-webgpu",
     "--use-webgpu-adapter=swiftshader",
+    "--enable-features=Vulkan",
+    "--use-vulkan=swiftshader",
+    "--use-angle=vulkan",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
