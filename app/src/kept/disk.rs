@@ -61,7 +61,7 @@ fn read_all(folder: &Path) -> (Vec<(String, KeptChat)>, Vec<String>) {
     (chats, damaged)
 }
 
-fn read(path: &Path) -> Result<KeptChat, String> {
+pub(super) fn read(path: &Path) -> Result<KeptChat, String> {
     let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
     parse(&bytes)
 }

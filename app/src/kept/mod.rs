@@ -165,6 +165,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::{Duration, Instant};
 
+    use super::disk::read;
     use super::*;
 
     fn keeper(folder: &Path) -> Keeper {
