@@ -73,7 +73,7 @@ fn ask(page: &mut Browser, question: &str, turns: usize) -> Value {
         if let Some(chat) = chats.as_array().unwrap().iter().find(done) {
             return chat.clone();
         }
-        assert!(began.elapsed() < Duration::from_secs(300), "{chats:#}");
+        assert!(began.elapsed() < Duration::from_secs(600), "{chats:#}");
     }
 }
 
