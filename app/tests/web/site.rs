@@ -13,7 +13,7 @@ fn folder() -> Option<PathBuf> {
     }
     let folder = target.join("web");
     let there = folder.join("index.html").exists();
-    assert!(there, "there is no page: .ci/check-web makes it");
+    assert!(there, "there is no page: .ci/build-web makes it");
     Some(folder)
 }
 
