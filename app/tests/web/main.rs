@@ -73,7 +73,7 @@ fn ask(page: &mut Browser, question: &str, turns: usize) -> Value {
         if let Some(chat) = chats.as_array().unwrap().iter().find(done) {
             return chat.clone();
         }
-        assert!(began.elapsed() < Duration::from_secs(600), "{chats:#}");
+        assert!(began.elapsed() < Duration::from_secs(1800), "{chats:#}");
     }
 }
 
@@ -121,7 +121,7 @@ fn the_conformance_list_passes_in_the_tab() {
     };
     let began = Instant::now();
     while page.evaluate("document.body.dataset.state") == json!("loading") {
-        assert!(began.elapsed() < Duration::from_secs(900));
+        assert!(began.elapsed() < Duration::from_secs(1800));
         std::thread::sleep(Duration::from_millis(500));
     }
     let rows = page.evaluate(
