@@ -1,4 +1,4 @@
-//! The app: chat with a model, and views of its state at each token; in a window, or in a browser's tab ([`web`] there).
+//! The app: chat with a model, and views of its state at each token; in a window, or in a browser's tab (`web` there).
 //!
 //! The interface never blocks: the model runs behind a [`session`], which takes commands and sends updates. The views read
 //! the data of the updates ([`history`], [`measure`], [`facts`]) and share one [`selection`].

@@ -1,4 +1,4 @@
-//! Writes the header of a GGUF, version 3, little-endian. Tensor data follows it, each tensor at a multiple of [`ALIGNMENT`].
+//! Writes the header of a GGUF, version 3, little-endian. Tensor data follows it, each tensor at a multiple of `ALIGNMENT`.
 
 use super::header::{ALIGNMENT, MAGIC};
 use super::metadata::ValueType;
