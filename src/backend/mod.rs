@@ -202,7 +202,14 @@ pub trait Backend: MaybeSend {
     /// [`BackendError::Shape`] for shapes that do not fit, [`BackendError::Unsupported`] for an operation that the backend
     /// does not support, or too little memory for the step's own buffers.
     fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>>;
+
+    /// Reports how many of the calls that came before a submission the device has confirmed, and their number, while the
+    /// submission waits for them. Only a browser confirms calls later, among them the compilation of shaders, which takes long.
+    fn report_confirmed(&mut self, _report: ConfirmedReport) {}
 }
+
+/// Receives the number of confirmed calls and the number of all.
+pub type ConfirmedReport = Box<dyn Fn(usize, usize) + Send>;
 
 /// A compiled program, executed by each submission. A row's arithmetic never depends on the other rows of the batch.
 pub trait Step: MaybeSend {

@@ -28,8 +28,8 @@ use super::host::{self, Commands};
 use super::survey::Surveys;
 use super::tokens::{likely, tiles, update};
 use super::{
-    Ask, ChatId, ChatUpdate, Command, LoadRequest, Session, Teller, Update, Wake, aside, compare,
-    files, ranks,
+    Ask, ChatId, ChatUpdate, Command, LIKELY, LoadRequest, Session, Teller, Update, Wake, aside,
+    compare, files, ranks, warm_up,
 };
 use crate::facts::{ModelFacts, memory, sizes};
 use crate::history::Undone;
@@ -37,9 +37,6 @@ use crate::problem::{Problem, WayOut};
 
 /// Maximum length of a conversation whose heads' ranks are computed, for which the whole state is read back.
 const MOST_RANKED: usize = 8192;
-
-/// Number of likely tokens that are shown for each token.
-const LIKELY: usize = 5;
 
 /// Starts a session on this machine's devices.
 ///
@@ -162,7 +159,7 @@ impl Worker {
 
     async fn load(&mut self, request: &LoadRequest) {
         // What can be known before is checked first: then the old model goes on running.
-        let (files, backend) = match checked(&self.open, request).await {
+        let (files, mut backend) = match checked(&self.open, request).await {
             Ok(checked) => checked,
             Err(problem) => {
                 tracing::error!("{}", problem.sentence);
@@ -178,7 +175,14 @@ impl Worker {
             jobs.values()
                 .for_each(|job| loaded.llm.engine().cancel(job.id));
         }
-        match self.try_load(request, files, backend) {
+        warm_up::report(&mut *backend, &self.teller);
+        let loaded = match self.try_load(request, files, backend) {
+            Ok((loaded, facts)) => warm_up::warm_up(&loaded.llm, facts.first_choice())
+                .await
+                .map(|()| (loaded, facts)),
+            Err(error) => Err(error),
+        };
+        match loaded {
             Ok((loaded, facts)) => {
                 self.surveys.clear();
                 self.loaded = Some(loaded);

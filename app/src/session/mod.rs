@@ -18,6 +18,7 @@ mod tasks;
 #[cfg(not(target_arch = "wasm32"))]
 mod threads;
 mod tokens;
+mod warm_up;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -39,6 +40,9 @@ use web_time::Instant;
 use crate::facts::ModelFacts;
 use crate::history::{HeadRanks, HeadScores, TokenText, Undone};
 use crate::problem::Problem;
+
+/// Number of likely tokens that are shown for each token.
+const LIKELY: usize = 5;
 
 /// Identifies a chat of this run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -185,6 +189,13 @@ pub enum Update {
         done: u64,
         /// Bytes in total.
         total: u64,
+    },
+    /// The weights are loaded, and the device compiles its programs.
+    Preparing {
+        /// Calls of the device that it has confirmed.
+        done: usize,
+        /// Its calls.
+        total: usize,
     },
     /// The model is loaded.
     Loaded(Box<ModelFacts>),

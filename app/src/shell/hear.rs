@@ -67,6 +67,11 @@ impl App {
                     (*now, *all) = (done, total);
                 }
             }
+            Update::Preparing { done, total } => {
+                if let Running::Loading { prepared, .. } = &mut self.running {
+                    *prepared = Some(done as f32 / total.max(1) as f32);
+                }
+            }
             Update::Loaded(facts) => self.loaded(facts),
             Update::LoadRefused(problem) => self.refused(problem),
             Update::LoadFailed(problem) => {

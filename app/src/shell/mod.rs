@@ -85,6 +85,8 @@ enum Running {
         name: String,
         done: u64,
         total: u64,
+        /// The part of the device's programs that are compiled, once the weights are there.
+        prepared: Option<f32>,
         before: Option<Box<ModelFacts>>,
     },
     /// A model in this process.
@@ -373,12 +375,19 @@ impl App {
                 .show(ui, |ui| bars::log(ui, &colours, &self.log, actions));
         }
         if let Running::Loading {
-            name, done, total, ..
+            name,
+            done,
+            total,
+            prepared,
+            ..
         } = &self.running
         {
             egui::Panel::top("loading").show(ui, |ui| {
-                let part = *done as f32 / (*total).max(1) as f32;
-                let words = if *total == 0 {
+                let loaded = *done as f32 / (*total).max(1) as f32;
+                let part = prepared.unwrap_or(loaded);
+                let words = if let Some(part) = prepared {
+                    format!("Preparing the GPU: {:.0} %", 100.0 * part)
+                } else if *total == 0 {
                     format!("Opening {name}")
                 } else {
                     let (done, total) = (crate::facts::bytes(*done), crate::facts::bytes(*total));

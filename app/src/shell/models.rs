@@ -45,6 +45,7 @@ impl App {
             name: name.clone(),
             done: 0,
             total: 0,
+            prepared: None,
             before,
         };
         self.session.send(Command::Load(Box::new(LoadRequest {

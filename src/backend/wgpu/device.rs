@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 use super::faults::{Fault, Faults};
 #[cfg(not(target_arch = "wasm32"))]
 use crate::backend::block_on;
-use crate::backend::{Device, MaybeSend, Result, host};
+use crate::backend::{ConfirmedReport, Device, MaybeSend, Result, host};
 use crate::config::Dtype;
 use crate::error::BackendError;
 
@@ -208,6 +208,8 @@ pub(super) struct Gpu {
     fault: Arc<Mutex<Option<BackendError>>>,
     /// Error scopes without a result so far.
     unsettled: Mutex<Vec<Unsettled>>,
+    /// Receives the number of error scopes with a result while a submission waits for them.
+    report: Mutex<Option<ConfirmedReport>>,
     pub(super) faults: Arc<Faults>,
 }
 
@@ -220,20 +222,6 @@ pub(super) struct Unsettled {
     what: String,
     bytes: u64,
     scope: Pin<Box<dyn Scope>>,
-}
-
-/// Waits for the results of earlier calls' error scopes.
-///
-/// # Errors
-/// The error of the first call that wgpu rejected.
-pub(super) async fn settle(calls: Vec<Unsettled>) -> Result<()> {
-    let mut outcome = Ok(());
-    for call in calls {
-        let error = call.scope.await;
-        let refused = error.map(|error| translate(&call.what, call.bytes, error));
-        outcome = outcome.and(refused.map_or(Ok(()), Err));
-    }
-    outcome
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -312,6 +300,7 @@ impl Gpu {
             software: description.kind == "software",
             fault,
             unsettled: Mutex::default(),
+            report: Mutex::default(),
             faults: Arc::default(),
         })
     }
@@ -380,6 +369,29 @@ impl Gpu {
     /// The error scopes of all calls so far without a result.
     pub(super) fn unsettled(&self) -> Vec<Unsettled> {
         std::mem::take(&mut *lock(&self.unsettled))
+    }
+
+    /// Passes the number of error scopes with a result, and of all, to `report` from now on.
+    pub(super) fn report_settled(&self, report: ConfirmedReport) {
+        *lock(&self.report) = Some(report);
+    }
+
+    /// Waits for the results of these error scopes.
+    ///
+    /// # Errors
+    /// The error of the first call that wgpu rejected.
+    pub(super) async fn settle(&self, calls: Vec<Unsettled>) -> Result<()> {
+        let mut outcome = Ok(());
+        let all = calls.len();
+        for (done, call) in calls.into_iter().enumerate() {
+            let error = call.scope.await;
+            let refused = error.map(|error| translate(&call.what, call.bytes, error));
+            outcome = outcome.and(refused.map_or(Ok(()), Err));
+            if let Some(report) = &*lock(&self.report) {
+                report(done + 1, all);
+            }
+        }
+        outcome
     }
 
     /// Creates a zeroed buffer of `bytes` (at least one word) for shaders and copies.

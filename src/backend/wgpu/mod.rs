@@ -37,9 +37,9 @@ use self::readback::Spare;
 use super::check;
 use super::gpu::later;
 use super::{
-    Backend, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord, Program,
-    Random, RandomWeight, Result, Rows, Shard, Slot, StateLayout, StatePool, StateRecord, Step,
-    Tensor, TensorValues, Ticket, Weight, WeightSource,
+    Backend, Block, Capacity, ConfirmedReport, Device, Element, LatentLayout, LatentPool,
+    LatentRecord, Program, Random, RandomWeight, Result, Rows, Shard, Slot, StateLayout, StatePool,
+    StateRecord, Step, Tensor, TensorValues, Ticket, Weight, WeightSource,
 };
 use crate::config::Dtype;
 use crate::error::BackendError;
@@ -384,5 +384,9 @@ impl Backend for WgpuBackend {
         self.shared.memory().check(&program)?;
         program.ops.iter().try_for_each(|op| step.push(op))?;
         Ok(Box::new(step))
+    }
+
+    fn report_confirmed(&mut self, report: ConfirmedReport) {
+        self.shared.gpu.report_settled(report);
     }
 }

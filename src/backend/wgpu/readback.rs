@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use super::Shared;
-use super::device::settle;
 use crate::backend::{Result, Ticket, await_device};
 use crate::error::BackendError;
 
@@ -106,7 +105,7 @@ pub(super) fn submit(
         driven: false,
     };
     Ok(Ticket::new(async move {
-        settle(unsettled).await?;
+        read.shared.gpu.settle(unsettled).await?;
         read.await
     }))
 }
