@@ -55,6 +55,17 @@ pub fn keep_still(ctx: &egui::Context) {
     });
 }
 
+/// A sign that work is in progress, in points; by default as high as a button. It turns, for which every frame is drawn, or with
+/// [`keep_still`] stays as it is.
+pub fn busy(ui: &mut egui::Ui, size: Option<f32>) {
+    if ui.style().animation_time > 0.0 {
+        let size = size.unwrap_or(ui.spacing().interact_size.y);
+        ui.add(egui::Spinner::new().size(size));
+    } else {
+        ui.label("…");
+    }
+}
+
 /// The style of the widgets: text with enough contrast for bright surroundings, fields with an outline, panels that differ
 /// from the gaps between them.
 pub fn apply(ctx: &egui::Context) {

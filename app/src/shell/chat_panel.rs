@@ -10,7 +10,7 @@ use super::{chats, keys, windows};
 use crate::chat::{Chat, Stage, Turn};
 use crate::problem::{Problem, WayOut};
 use crate::settings::Settings;
-use crate::theme::Colours;
+use crate::theme::{self, Colours};
 use crate::try_these::{EXAMPLES, Example};
 
 /// The maximum width of text in points: longer lines are hard to read.
@@ -395,13 +395,13 @@ fn progress(ui: &mut Ui, colours: &Colours, stage: Stage) {
         Stage::Idle => {}
         Stage::Waiting { ahead: 0 } => {
             ui.horizontal(|ui| {
-                ui.spinner();
+                theme::busy(ui, None);
                 ui.label(RichText::new("Waiting for the model").color(colours.faint));
             });
         }
         Stage::Waiting { ahead } => {
             ui.horizontal(|ui| {
-                ui.spinner();
+                theme::busy(ui, None);
                 ui.label(
                     RichText::new(format!("Waiting behind {ahead} other")).color(colours.faint),
                 );
@@ -422,7 +422,7 @@ fn progress(ui: &mut Ui, colours: &Colours, stage: Stage) {
             ui.add_sized([ui.available_width().min(360.0), 18.0], bar);
         }
         Stage::Answering => {
-            ui.add(egui::Spinner::new().size(12.0));
+            theme::busy(ui, Some(12.0));
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::chat::Chat;
 use crate::kept::{Keeper, KeptChat, Told};
 use crate::problem::{Problem, WayOut};
 use crate::session::{ChatId, Command};
-use crate::theme::Colours;
+use crate::theme::{self, Colours};
 
 /// Number of deleted chats that can come back.
 const MOST_DELETED: usize = 20;
@@ -155,7 +155,7 @@ impl ChatList {
                     actions.push(Action::Close(chat.id));
                 }
                 if chat.busy() {
-                    ui.add(egui::Spinner::new().size(10.0));
+                    theme::busy(ui, Some(10.0));
                 }
                 let layout = Layout::left_to_right(Align::Center).with_main_justify(true);
                 ui.with_layout(layout, |ui| {

@@ -11,7 +11,7 @@ use crate::facts::{Fit, ModelFacts, bytes};
 use crate::problem::Problem;
 use crate::session::Estimate;
 use crate::settings::{BackendName, ModelChoice, Preset, SamplingChoice, Settings};
-use crate::theme::Colours;
+use crate::theme::{self, Colours};
 use crate::views;
 
 /// The page on delta-rule memories.
@@ -107,7 +107,7 @@ pub(super) fn model(
     match &inspected.result {
         None => {
             ui.horizontal(|ui| {
-                ui.spinner();
+                theme::busy(ui, None);
                 ui.label("Reading the files and asking for devices");
             });
         }
@@ -123,7 +123,7 @@ pub(super) fn model(
             actions.push(Action::Load);
         }
         if busy {
-            ui.spinner();
+            theme::busy(ui, None);
             ui.label("Loading");
         }
     });

@@ -15,6 +15,7 @@ use super::tour::{Stop, stops};
 use super::{Help, View, ViewContext, Wish, no_room, placeholder};
 use crate::history::Undone;
 use crate::remembered::{Answer, NAMED, Remembered};
+use crate::theme;
 
 const ROW: f32 = 20.0;
 const PADDING: f32 = 4.0;
@@ -390,7 +391,7 @@ fn side_by_side(ui: &mut Ui, undone: &Undone, name: &str) {
     match &undone.answers {
         None => {
             ui.horizontal(|ui| {
-                ui.spinner();
+                theme::busy(ui, None);
                 ui.weak(format!("Answering without the write of {name} in {whose}"));
             });
         }
