@@ -19,65 +19,85 @@ pub(super) fn top(
     remote: bool,
     actions: &mut Vec<Action>,
 ) {
+    let theme = if colours.dark { "Light" } else { "Dark" };
+    let help = if remote {
+        "Keys (F1)"
+    } else {
+        "Keys, and what the views show (F1)"
+    };
+    let chats = Tool("Chats", "Show or hide the list of chats", Action::Sidebar);
+    let files = Tool(
+        "Files",
+        "Save a chat to a file, or open one",
+        Action::Toggle(Window::Files),
+    );
+    let sampling = Tool(
+        "Sampling",
+        "Temperature and the rest, presets, the system prompt, recording for the views",
+        Action::Toggle(Window::Sampling),
+    );
+    let right = [
+        Tool("Help", help, Action::Toggle(Window::Help)),
+        Tool("Log", "Show or hide the log", Action::Log),
+        Tool(theme, "Change the appearance", Action::Theme),
+    ];
+    let narrow = ui.available_width() < NARROW;
     ui.horizontal(|ui| {
-        let mut tool = |ui: &mut Ui, name: &str, hover: &str, action: Action| {
-            if ui.button(name).on_hover_text(hover).clicked() {
-                actions.push(action);
-            }
-        };
-        tool(
-            ui,
-            "Chats",
-            "Show or hide the list of chats",
-            Action::Sidebar,
-        );
-        tool(
-            ui,
-            "Files",
-            "Save a chat to a file, or open one",
-            Action::Toggle(Window::Files),
-        );
-        let model = "Which model, what it runs on, and whether it fits";
-        if remote {
-            ui.label(RichText::new(running).strong());
-        } else {
-            tool(
-                ui,
-                &format!("Model: {running}"),
-                model,
-                Action::Toggle(Window::Model),
-            );
+        if narrow {
+            ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
+                ui.menu_button("More", |ui| {
+                    files.ui(ui, actions);
+                    sampling.ui(ui, actions);
+                    if !remote {
+                        view_menu(ui, actions);
+                    }
+                    right.iter().rev().for_each(|tool| tool.ui(ui, actions));
+                });
+                ui.with_layout(Layout::left_to_right(Align::Center), |ui| {
+                    chats.ui(ui, actions);
+                    model(ui, running, remote, actions);
+                });
+            });
+            return;
         }
-        tool(
-            ui,
-            "Sampling",
-            "Temperature and the rest, presets, the system prompt, recording for the views",
-            Action::Toggle(Window::Sampling),
-        );
+        chats.ui(ui, actions);
+        files.ui(ui, actions);
+        model(ui, running, remote, actions);
+        sampling.ui(ui, actions);
         if !remote {
             view_menu(ui, actions);
         }
         ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
-            let mut tool = |ui: &mut Ui, name: &str, hover: &str, action: Action| {
-                if ui.button(name).on_hover_text(hover).clicked() {
-                    actions.push(action);
-                }
-            };
-            tool(
-                ui,
-                "Help",
-                if remote {
-                    "Keys (F1)"
-                } else {
-                    "Keys, and what the views show (F1)"
-                },
-                Action::Toggle(Window::Help),
-            );
-            tool(ui, "Log", "Show or hide the log", Action::Log);
-            let theme = if colours.dark { "Light" } else { "Dark" };
-            tool(ui, theme, "Change the appearance", Action::Theme);
+            right.iter().for_each(|tool| tool.ui(ui, actions));
         });
     });
+}
+
+/// Width in points below which most tools are in a menu.
+const NARROW: f32 = 620.0;
+
+/// A button of the bar: its name, what it does in words, and its action.
+struct Tool<'a>(&'a str, &'a str, Action);
+
+impl Tool<'_> {
+    fn ui(&self, ui: &mut Ui, actions: &mut Vec<Action>) {
+        if ui.button(self.0).on_hover_text(self.1).clicked() {
+            actions.push(self.2.clone());
+        }
+    }
+}
+
+/// The running model: a server's, or the button to choose one.
+fn model(ui: &mut Ui, running: &str, remote: bool, actions: &mut Vec<Action>) {
+    if remote {
+        ui.label(RichText::new(running).strong());
+        return;
+    }
+    let button = ui.add(egui::Button::new(format!("Model: {running}")).truncate());
+    let hover = "Which model, what it runs on, and whether it fits";
+    if button.on_hover_text(hover).clicked() {
+        actions.push(Action::Toggle(Window::Model));
+    }
 }
 
 /// The menu of the views.

@@ -202,6 +202,29 @@ fn what_is_dropped_is_opened() {
 }
 
 #[test]
+fn a_narrow_window_has_its_tools_in_a_menu() {
+    let (mut harness, _played) = app(390.0, 844.0);
+    harness.run_steps(3);
+    for name in ["Chats", "More"] {
+        let place = harness.get_by_label(name).rect();
+        assert!(
+            place.left() >= 0.0 && place.right() <= 390.0,
+            "{name}: {place:?}"
+        );
+    }
+    assert!(harness.query_by_label("Sampling").is_none());
+    harness.get_by_label("More").click();
+    harness.run_steps(3);
+    for name in ["Files", "Sampling", "Views", "Log", "Help"] {
+        let place = harness.get_by_label(name).rect();
+        assert!(place.right() <= 390.0, "{name}: {place:?}");
+    }
+    harness.get_by_label("Sampling").click();
+    harness.run_steps(3);
+    harness.get_by_label_contains("Temperature");
+}
+
+#[test]
 fn loading_is_shown_and_typing_is_possible_meanwhile() {
     let (mut harness, played) = app(1280.0, 800.0);
     played.tell(Update::Loading {
@@ -223,11 +246,15 @@ fn loading_is_shown_and_typing_is_possible_meanwhile() {
         "early",
         "what was typed stays"
     );
+    let (done, total) = (12, 48);
+    played.tell(Update::Preparing { done, total });
+    harness.run_steps(3);
+    harness.get_by_label_contains("Preparing the GPU: 25 %");
     played.tell(Update::Loaded(Box::new(facts())));
     harness.run_steps(3);
     assert!(
         harness
-            .query_by_label_contains("Loading the demo model")
+            .query_by_label_contains("Preparing the GPU")
             .is_none()
     );
     harness.get_by_label("Model: the demo model on cpu");
