@@ -10,9 +10,11 @@
     unreachable_pub
 )]
 
+mod bad_days;
 #[path = "../../../tests/common/browser.rs"]
 mod browser;
 mod site;
+mod speed;
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -112,6 +114,10 @@ fn the_page_answers_as_the_cpu_does() {
     assert_eq!(chat["conversation"]["ids"], json!(ids));
     println!("{}", chat["turns"][0]["footer"]);
     picture(&mut page, "chat.png");
+    let phone = json!({ "width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": true });
+    page.call("Emulation.setDeviceMetricsOverride", phone);
+    std::thread::sleep(Duration::from_secs(3));
+    picture(&mut page, "phone.png");
 }
 
 #[test]
