@@ -144,18 +144,24 @@ test: install-rust-components install-xvfb install-browser install-cuda-compiler
 	$(CARGO) test $(PROFILE) --locked --workspace
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --locked --workspace --no-deps --document-private-items
 
-# The properties that `make test` tries 200,000 times (frames 500,000), with so many cases of each and from each of two seeds; then those
-# of the server, with cases of their own number: about twenty minutes each on one thread beside builds (docs/testing.md). A seed of a failure is
-# kept in tests/proptest-regressions.
-FUZZ_CASES := 40000000
+# The properties of random inputs with so many cases of each, from each of two seeds: about twenty minutes each on one thread
+# (docs/testing.md). `make test` tries headers of files 200,000 times. A seed of a failure is kept in tests/proptest-regressions.
+FUZZ_FRAMES := 40000000
 FUZZ_BODIES := 100000
 FUZZ_SCHEMAS := 6000
 FUZZ_TEMPLATES := 250000
 
+# $(1) cases of the property $(3) of the headers of $(2); both tests must be there.
+fuzz-headers = KIMI_LINEAR_FUZZ_CASES=$(1) $(CARGO) test $(PROFILE) --locked --lib -- --nocapture --exact \
+	$(foreach seed,fixed drawn,checkpoint::$(2)::tests::mutated::$(seed)::$(3)) | tee /dev/stderr | grep -q '2 passed'
+
 fuzz: install-rust-components
-	KIMI_LINEAR_FUZZ_CASES=$(FUZZ_CASES) $(CARGO) test $(PROFILE) --locked --lib -- --nocapture \
-		checkpoint::gguf::tests::mutated checkpoint::header::tests::mutated
-	KIMI_LINEAR_FUZZ_CASES=$(FUZZ_CASES) $(CARGO) test $(PROFILE) --locked --test wire -- --nocapture fuzz::received
+	$(call fuzz-headers,140000000,gguf,any_bytes_after_the_magic_are_read_or_refused)
+	$(call fuzz-headers,215000000,gguf,headers_with_other_bytes_are_read_or_refused)
+	$(call fuzz-headers,120000000,gguf,headers_with_other_numbers_are_read_or_refused)
+	$(call fuzz-headers,300000000,header,headers_with_other_bytes_are_read_or_refused)
+	$(call fuzz-headers,75000000,header,headers_with_other_numbers_are_read_or_refused)
+	KIMI_LINEAR_FUZZ_CASES=$(FUZZ_FRAMES) $(CARGO) test $(PROFILE) --locked --test wire -- --nocapture fuzz::received
 	KIMI_LINEAR_FUZZ_CASES=$(FUZZ_BODIES) $(CARGO) test $(PROFILE) --locked --test server -- --nocapture fuzz::requests::
 	KIMI_LINEAR_FUZZ_CASES=$(FUZZ_SCHEMAS) $(CARGO) test $(PROFILE) --locked --test server -- --nocapture fuzz::schemas::
 	KIMI_LINEAR_FUZZ_CASES=$(FUZZ_TEMPLATES) $(CARGO) test $(PROFILE) --locked --test server -- --nocapture fuzz::templates::
