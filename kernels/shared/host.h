@@ -355,14 +355,20 @@ inline float flushed(float x) { return fabsf(x) < 1.17549435e-38f ? x * 0.0f : x
 inline float exp_near(float x) { return flushed(exp2f(flushed(x * 1.44269504f))); }
 inline float reciprocal_near(float x) { return flushed(1.0f / flushed(x)); }
 
+// g++ before 13 has no _Float16 for ARM.
+#if defined(__aarch64__)
+using host_half = __fp16;
+#else
+using host_half = _Float16;
+#endif
 inline u32 narrow_pair_f16(float a, float b) {
-    _Float16 pair[2] = {(_Float16)a, (_Float16)b};
+    host_half pair[2] = {(host_half)a, (host_half)b};
     u32 y;
     memcpy(&y, pair, 4);
     return y;
 }
 inline float2 widen_pair_f16(u32 pair) {
-    _Float16 halves[2];
+    host_half halves[2];
     memcpy(halves, &pair, 4);
     return {(float)halves[0], (float)halves[1]};
 }
