@@ -162,7 +162,7 @@ impl Worker {
 
     async fn load(&mut self, request: &LoadRequest) {
         // What can be known before is checked first: then the old model goes on running.
-        let (files, backend) = match checked(&self.open, request).await {
+        let (files, backend, _held) = match checked(&self.open, request).await {
             Ok(checked) => checked,
             Err(problem) => {
                 tracing::error!("{}", problem.sentence);
@@ -178,7 +178,7 @@ impl Worker {
             jobs.values()
                 .for_each(|job| loaded.llm.engine().cancel(job.id));
         }
-        match self.try_load(request, files, backend) {
+        match self.try_load(request, files, backend).await {
             Ok((loaded, facts)) => {
                 self.surveys.clear();
                 self.loaded = Some(loaded);
@@ -216,7 +216,7 @@ impl Worker {
         self.refuse(Problem::new(sentence, way_out));
     }
 
-    fn try_load(
+    async fn try_load(
         &mut self,
         request: &LoadRequest,
         files: LlmFiles,
@@ -230,11 +230,12 @@ impl Worker {
         };
         let (teller, commands) = (self.teller.clone(), &self.commands);
         let (later, mut weights) = (&mut self.later, 0);
-        let llm = files.load(backend, &options, &mut |done, total| {
+        let progress = &mut |done, total| {
             weights = total;
             teller.tell(Update::Loading { done, total });
             Self::goes_on(commands, later)
-        })?;
+        };
+        let llm = host::load(files, backend, &options, progress).await?;
         let device = llm.device().clone();
         let kda = config.kda_layers().collect();
         let facts = ModelFacts {

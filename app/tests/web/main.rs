@@ -12,6 +12,8 @@
 
 #[path = "../../../tests/common/browser.rs"]
 mod browser;
+mod models;
+mod own_model;
 mod site;
 
 use std::ops::ControlFlow;
