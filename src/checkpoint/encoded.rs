@@ -50,7 +50,7 @@ impl Encoded {
         let shard = shard.ok_or_else(|| self.wrong("its file", "none".to_owned()))?;
         let (from, stored) = match &self.repacked {
             Some(repacked) => repacked.make(shards)?,
-            None if shard.derived => (self.from, shard.bytes.slice(self.range.clone())),
+            None if shard.derived => (self.from, shard.slice(self.range.clone())?),
             None => (self.from, map::window(shard, self.range.clone())?),
         };
         let importance = self.importance.as_deref();

@@ -4,9 +4,10 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::Checkpoint;
 use crate::config::ModelConfig;
+use crate::error::CheckpointError;
 
 /// Bytes at each end of a tensor that are hashed; reading all bytes would take as long as loading.
-const SAMPLE: usize = 256;
+pub(crate) const SAMPLE: usize = 256;
 
 /// Identifies a model as far as states and latents depend on it: the same on every backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -31,18 +32,19 @@ impl Fingerprint {
     }
 
     /// The fingerprint of stored weights: names, dtypes and shapes of all tensors, and both ends of each one's bytes.
-    #[must_use]
-    pub fn stored(checkpoint: &Checkpoint) -> Self {
+    ///
+    /// # Errors
+    /// A file that cannot be read any more.
+    pub fn stored(checkpoint: &Checkpoint) -> Result<Self, CheckpointError> {
         let mut hash = Xxh3::new();
         for tensor in checkpoint.sorted_by_name() {
             hash.update(
                 format!("{}\0{}\0{:?}\0", tensor.name, tensor.format, tensor.shape).as_bytes(),
             );
-            for bytes in checkpoint.stored(tensor) {
-                hash.update(&bytes[..bytes.len().min(SAMPLE)]);
-                hash.update(&bytes[bytes.len().saturating_sub(SAMPLE)..]);
+            for bytes in checkpoint.ends(tensor, SAMPLE)? {
+                hash.update(&bytes);
             }
         }
-        Self(hash.digest128())
+        Ok(Self(hash.digest128()))
     }
 }

@@ -7,10 +7,12 @@ use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
-use safetensors::{Dtype, SafeTensors};
+use safetensors::tensor::Metadata;
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
+use super::goes_on;
 use crate::error::CheckpointError;
 
 /// Size of the header's length field, which comes first.
@@ -33,8 +35,12 @@ pub(super) struct Tensor {
 /// The first bytes of a Git LFS pointer.
 const LFS: &[u8] = b"version https://git-lfs.github.com/spec/";
 
-/// The tensors of the file, in the order of their bytes.
-pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Vec<Tensor>, CheckpointError> {
+/// The tensors of a file of `file_length` bytes, of which `file` are the first, in the order of their bytes.
+pub(super) fn parse(
+    path: &Path,
+    file: &[u8],
+    file_length: usize,
+) -> Result<Vec<Tensor>, CheckpointError> {
     let bad = |expected: String, found: String| CheckpointError::Header {
         file: path.to_owned(),
         expected,
@@ -67,15 +73,29 @@ pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Vec<Tensor>, CheckpointE
         ));
     }
     let start = PREFIX + length as usize;
-    let Some(header) = file.get(PREFIX..start) else {
+    if start > file_length {
         return Err(CheckpointError::Length {
             file: path.to_owned(),
             expected: start as u64,
-            found: file.len() as u64,
+            found: file_length as u64,
         });
+    }
+    let Some(header) = file.get(PREFIX..start) else {
+        return Err(goes_on(path));
     };
-    let (_, metadata) = SafeTensors::read_metadata(file)
-        .map_err(|e| diagnose(path, header, file.len(), &e.to_string()))?;
+    let refused = |reason: String| diagnose(path, header, file_length, &reason);
+    // The crate checks the length of the data last, and here there are none.
+    let metadata = match SafeTensors::read_metadata(&file[..start]) {
+        Err(SafeTensorError::MetadataIncompleteBuffer) => {
+            serde_json::from_slice::<Metadata>(header).map_err(|e| refused(e.to_string()))?
+        }
+        read => read.map_err(|e| refused(e.to_string()))?.1,
+    };
+    if start.checked_add(metadata.data_len()) != Some(file_length) {
+        return Err(refused(
+            SafeTensorError::MetadataIncompleteBuffer.to_string(),
+        ));
+    }
     let mut tensors: Vec<Tensor> = metadata
         .tensors()
         .into_iter()
@@ -232,7 +252,16 @@ mod tests {
 
     /// Any header is read or refused with an error.
     fn look(file: &[u8]) {
-        match parse(Path::new("x.safetensors"), file) {
+        let path = Path::new("x.safetensors");
+        let whole = parse(path, file, file.len());
+        for known in [8, 100, 150] {
+            let prefix = &file[..known.min(file.len())];
+            match parse(path, prefix, file.len()) {
+                Err(CheckpointError::Read { .. }) => {}
+                part => assert_eq!(format!("{part:?}"), format!("{whole:?}")),
+            }
+        }
+        match whole {
             Ok(tensors) => assert!(tensors.iter().all(|t| t.range.end <= file.len())),
             Err(error) => {
                 let message = error.to_string();
@@ -243,7 +272,15 @@ mod tests {
 
     #[test]
     fn the_whole_is_read() {
-        assert_eq!(parse(Path::new("x"), &whole()).unwrap().len(), 2);
+        let file = whole();
+        let header = file.len() - 20;
+        for known in [header, file.len()] {
+            let tensors = parse(Path::new("x"), &file[..known], file.len()).unwrap();
+            let ranges: Vec<Range<usize>> = tensors.into_iter().map(|t| t.range).collect();
+            assert_eq!(ranges, [header..header + 12, header + 12..file.len()]);
+        }
+        let short = parse(Path::new("x"), &file[..header - 1], file.len());
+        assert!(matches!(short, Err(CheckpointError::Read { .. })));
     }
 
     properties! { mutated, crate::seeds::fuzz_cases(200_000),

@@ -1,14 +1,59 @@
-//! Mapping a file into memory: the one file of this module with `unsafe`.
+//! Mapping a file into memory, or in a browser reading its ranges: the one file of this module with `unsafe`.
 
 #![allow(unsafe_code)]
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
 use super::Shard;
 use crate::error::CheckpointError;
+
+/// Opens a file of weights, which is mapped.
+#[cfg(not(target_arch = "wasm32"))]
+pub(super) fn open(path: PathBuf) -> Result<Shard, CheckpointError> {
+    let bytes = map(&path)?;
+    Ok(Shard {
+        length: bytes.len(),
+        path,
+        bytes,
+        derived: false,
+    })
+}
+
+/// Opens a file of the page, whose ranges are read when they are needed.
+#[cfg(target_arch = "wasm32")]
+pub(super) fn open(path: PathBuf) -> Result<Shard, CheckpointError> {
+    let length = crate::files::length(&path).map_err(|source| CheckpointError::Read {
+        file: path.clone(),
+        source,
+    })?;
+    Ok(Shard {
+        path,
+        length,
+        bytes: Bytes::new(),
+        derived: false,
+    })
+}
+
+/// A byte range of a shard.
+#[cfg(not(target_arch = "wasm32"))]
+pub(super) fn slice(shard: &Shard, range: Range<usize>) -> Result<Bytes, CheckpointError> {
+    Ok(shard.bytes.slice(range))
+}
+
+/// A byte range of a shard, if it is in memory.
+#[cfg(target_arch = "wasm32")]
+pub(super) fn slice(shard: &Shard, range: Range<usize>) -> Result<Bytes, CheckpointError> {
+    if shard.derived {
+        return Ok(shard.bytes.slice(range));
+    }
+    crate::files::range(&shard.path, range).map_err(|source| CheckpointError::Read {
+        file: shard.path.clone(),
+        source,
+    })
+}
 
 /// A byte range of a shard, mapped for as long as it lives: its pages are released with it, while pages of the shard's own
 /// mapping count as memory of the process until that ends.
@@ -20,10 +65,10 @@ pub(super) fn window(shard: &Shard, range: Range<usize>) -> Result<Bytes, Checkp
     };
     let file = std::fs::File::open(&shard.path).map_err(read)?;
     let length = file.metadata().map_err(read)?.len();
-    if length != shard.bytes.len() as u64 {
+    if length != shard.length as u64 {
         return Err(CheckpointError::Length {
             file: shard.path.clone(),
-            expected: shard.bytes.len() as u64,
+            expected: shard.length as u64,
             found: length,
         });
     }
@@ -33,20 +78,17 @@ pub(super) fn window(shard: &Shard, range: Range<usize>) -> Result<Bytes, Checkp
     mapped(&file, range).map_err(read)
 }
 
-/// On systems where files are read whole, it is a slice of them.
+/// A page has no mappings.
 #[cfg(target_arch = "wasm32")]
 pub(super) fn window(shard: &Shard, range: Range<usize>) -> Result<Bytes, CheckpointError> {
-    Ok(shard.bytes.slice(range))
+    slice(shard, range)
 }
 
 /// A file of the page.
 #[cfg(target_arch = "wasm32")]
 pub(super) fn map(path: &Path) -> Result<Bytes, CheckpointError> {
-    let read = |source| CheckpointError::Read {
-        file: path.to_owned(),
-        source,
-    };
-    crate::files::bytes(path).map_err(read)
+    let shard = open(path.to_owned())?;
+    slice(&shard, 0..shard.length)
 }
 
 /// The file's bytes, mapped read-only. They live as long as the last slice of them. An empty file gives no bytes.

@@ -24,6 +24,7 @@ mod tensor;
 mod verify;
 
 use std::collections::{BTreeSet, HashMap};
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,6 +36,8 @@ pub use contents::FormatUse;
 pub(crate) use encoded::encode;
 pub use files::ModelFiles;
 pub use fingerprint::Fingerprint;
+#[cfg(any(target_arch = "wasm32", test))]
+pub(crate) use fingerprint::SAMPLE;
 pub use format::{FORMATS, Format};
 pub use preset::Preset;
 pub use tensor::TensorData;
@@ -46,6 +49,9 @@ use crate::error::CheckpointError;
 /// Tensors of at most so many bytes are copied out of files with others that are repacked: the pages around a small tensor, which
 /// the system maps with it, would stay in memory beside the blocks.
 const COPIED: usize = 1 << 20;
+
+/// Number of bytes that headers are parsed from at first.
+const HEADER: usize = 256 << 10;
 
 /// An opened checkpoint: every tensor is there.
 ///
@@ -62,30 +68,65 @@ pub struct Checkpoint {
     by_name: HashMap<String, usize>,
 }
 
-/// A mapped file, or a tensor made from one.
+/// A file of weights, or a tensor made from one.
 #[derive(Clone, Debug)]
 struct Shard {
     path: PathBuf,
+    /// Size in bytes.
+    length: usize,
+    /// The bytes; those of a page's file are not here, but among the page's files.
     bytes: Bytes,
     /// Whether the bytes are not those of the file.
     derived: bool,
 }
 
 impl Shard {
-    fn mapped(path: PathBuf, bytes: Bytes) -> Self {
-        Self {
-            path,
-            bytes,
-            derived: false,
-        }
+    fn open(path: PathBuf) -> Result<Self, CheckpointError> {
+        map::open(path)
     }
 
     fn derived(path: PathBuf, bytes: Bytes) -> Self {
         Self {
             path,
+            length: bytes.len(),
             bytes,
             derived: true,
         }
+    }
+
+    /// Bytes that are inside the file.
+    ///
+    /// # Errors
+    /// In a browser a range that is not in memory ([`crate::files::reading`]).
+    fn slice(&self, range: Range<usize>) -> Result<Bytes, CheckpointError> {
+        map::slice(self, range)
+    }
+
+    /// Parses the header from as few of the first bytes as it takes: [`ErrorKind::UnexpectedEof`] of `parse` asks for more.
+    fn header<T>(
+        &self,
+        first: usize,
+        parse: impl Fn(&Bytes) -> Result<T, CheckpointError>,
+    ) -> Result<T, CheckpointError> {
+        let mut known = first.min(self.length);
+        loop {
+            match parse(&self.slice(0..known)?) {
+                Err(CheckpointError::Read { source, .. })
+                    if source.kind() == ErrorKind::UnexpectedEof && known < self.length =>
+                {
+                    known = known.saturating_mul(4).min(self.length);
+                }
+                parsed => return parsed,
+            }
+        }
+    }
+}
+
+/// The error of a header that goes on after the bytes that [`Shard::header`] has read.
+fn goes_on(file: &Path) -> CheckpointError {
+    CheckpointError::Read {
+        file: file.to_owned(),
+        source: ErrorKind::UnexpectedEof.into(),
     }
 }
 
@@ -164,6 +205,29 @@ impl Checkpoint {
         self.data(self.entry(name)?)
     }
 
+    /// Tensors by their published names. Where files are read by ranges, all that are missing are asked for before the error.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor`].
+    pub(crate) fn tensors_named(
+        &self,
+        names: &[String],
+    ) -> Result<Vec<TensorData>, CheckpointError> {
+        let mut tensors = Vec::with_capacity(names.len());
+        let mut missing = None;
+        for name in names {
+            match self.tensor(name) {
+                Err(CheckpointError::Read { file, source })
+                    if source.kind() == ErrorKind::WouldBlock =>
+                {
+                    missing = Some(CheckpointError::Read { file, source });
+                }
+                tensor => tensors.push(tensor?),
+            }
+        }
+        missing.map_or(Ok(tensors), Err)
+    }
+
     /// The format of a tensor, by its published name.
     ///
     /// # Errors
@@ -195,26 +259,35 @@ impl Checkpoint {
         entries
     }
 
-    /// The bytes of a tensor as stored; of a quantised one codes and scales.
+    /// The first and the last bytes of a tensor as stored, at most `most` of each; of a quantised one those of codes and scales.
     ///
     /// Beside tensors that are repacked nothing is read through the shard's own mapping, whose pages would stay in memory beside
     /// the blocks: a system may map two megabytes around each byte that is read.
-    fn stored(&self, entry: &Entry) -> Vec<Bytes> {
-        let part = |(shard, range): (usize, Range<usize>)| {
-            let shard = self.shards.get(shard)?;
-            let window = if self.repacks && !shard.derived {
-                map::window(shard, range.clone()).ok()
-            } else {
-                None
-            };
-            Some(window.unwrap_or_else(|| shard.bytes.slice(range)))
+    fn ends(&self, entry: &Entry, most: usize) -> Result<Vec<Bytes>, CheckpointError> {
+        let parts = match &entry.repacked {
+            Some(repacked) => repacked.stored(),
+            None => vec![(entry.shard, entry.range.clone())],
         };
-        match &entry.repacked {
-            Some(repacked) => repacked.stored().into_iter().filter_map(part).collect(),
-            None => part((entry.shard, entry.range.clone()))
-                .into_iter()
-                .collect(),
+        let mut ends = Vec::with_capacity(2 * parts.len());
+        for (shard, Range { start, end }) in parts {
+            let shard = self.shard(shard, &entry.name)?;
+            let length = most.min(end - start);
+            for range in [start..start + length, end - length..end] {
+                ends.push(match self.repacks && !shard.derived {
+                    true => map::window(shard, range)?,
+                    false => shard.slice(range)?,
+                });
+            }
         }
+        Ok(ends)
+    }
+
+    fn shard(&self, shard: usize, tensor: &str) -> Result<&Shard, CheckpointError> {
+        let shard = self.shards.get(shard);
+        shard.ok_or_else(|| CheckpointError::NoSuchTensor {
+            dir: self.dir.clone(),
+            tensor: tensor.to_owned(),
+        })
     }
 
     /// Number of tensors.
@@ -247,18 +320,14 @@ impl Checkpoint {
     }
 
     fn data(&self, entry: &Entry) -> Result<TensorData, CheckpointError> {
-        let shard = self.shards.get(entry.shard);
-        let shard = shard.ok_or_else(|| CheckpointError::NoSuchTensor {
-            dir: self.dir.clone(),
-            tensor: entry.name.clone(),
-        })?;
+        let shard = self.shard(entry.shard, &entry.name)?;
         let (format, bytes) = match &entry.repacked {
             Some(repacked) => repacked.make(&self.shards)?,
             None if self.repacks && !shard.derived && entry.range.len() <= COPIED => {
                 let window = map::window(shard, entry.range.clone())?;
                 (entry.format, compressed::copied(&window))
             }
-            None => (entry.format, shard.bytes.slice(entry.range.clone())),
+            None => (entry.format, shard.slice(entry.range.clone())?),
         };
         Ok(TensorData {
             name: entry.name.clone(),

@@ -10,7 +10,7 @@ use safetensors::Dtype;
 
 use super::compressed::{self, Taken};
 use super::index::{self, Files, INDEX};
-use super::{Entry, Format, Shard, header, map, resaved};
+use super::{Entry, Format, HEADER, Shard, header, resaved};
 use crate::config::{ModelConfig, Role, TensorSpec};
 use crate::error::CheckpointError;
 
@@ -63,10 +63,12 @@ pub(super) fn open(
         problems: Vec::new(),
     };
     for path in paths {
-        let bytes = map::map(&path)?;
-        let tensors = header::parse(&path, &bytes)?;
+        let file = Shard::open(path)?;
+        let tensors = file.header(HEADER, |bytes| {
+            header::parse(&file.path, bytes, file.length)
+        })?;
         let shard = check.shards.len();
-        check.shards.push(Shard::mapped(path, bytes));
+        check.shards.push(file);
         for t in tensors {
             let found = Found {
                 shard,
@@ -179,11 +181,10 @@ impl Check {
 
     /// A tied head that was saved anyway must equal the embedding, byte for byte; the embedding is used for it.
     fn tied_head(&mut self) {
+        // Those that are not in memory are compared once they are.
         let bytes = |found: &Found| {
-            self.shards
-                .get(found.shard)
-                .and_then(|s| s.bytes.get(found.range.clone()))
-                .unwrap_or_default()
+            let shard = self.shards.get(found.shard)?;
+            shard.slice(found.range.clone()).ok()
         };
         let (head_name, embedding_name) = (Role::Head.pattern(), Role::Embedding.pattern());
         let found = |name| self.found.get(name);

@@ -25,7 +25,7 @@ use crate::engine::{BLOCK_TOKENS, Engine, EngineHandle, EngineOptions, EngineSiz
 #[cfg(not(target_arch = "wasm32"))]
 use crate::engine::{Event, PromptScores, Request, Score};
 use crate::error::{EngineError, Error, TokenizerError};
-use crate::model::Model;
+use crate::model::{Limits, Model};
 use crate::quantize;
 use crate::tokenizer::{ChatTemplate, Tokenizer};
 
@@ -138,6 +138,7 @@ impl LlmFiles {
     ///
     /// # Errors
     /// Damaged weights, a device without enough memory, or cancelled loading.
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn load(
         self,
         backend: Box<dyn Backend>,
@@ -145,11 +146,35 @@ impl LlmFiles {
         progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
     ) -> Result<Llm, Error> {
         let checkpoint = self.checkpoint()?;
-        let device = backend.device().clone();
-        let limits = options.sizes.limits(options.cache.unwrap_or(device.cache));
+        let (device, limits) = plan(&*backend, options);
         let total = checkpoint.total_bytes();
         let mut progress = |done| progress(done, total);
         let model = Model::load_while(&self.config, &checkpoint, backend, limits, &mut progress)?;
+        self.run(model, device, options)
+    }
+
+    /// Loads the weights onto a device, reading each when it is its turn, and starts the engine. `progress` receives the number
+    /// of bytes loaded so far and in total; it cancels loading by breaking.
+    ///
+    /// # Errors
+    /// Files that cannot be read or are damaged, a device without enough memory, or cancelled loading.
+    #[cfg(target_arch = "wasm32")]
+    pub async fn load(
+        self,
+        backend: Box<dyn Backend>,
+        options: &LlmOptions,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<Llm, Error> {
+        let (checkpoint, _) = crate::files::reading(|| self.checkpoint()).await?;
+        let (device, limits) = plan(&*backend, options);
+        let total = checkpoint.total_bytes();
+        let mut progress = |done| progress(done, total);
+        let model =
+            Model::load_while(&self.config, &checkpoint, backend, limits, &mut progress).await?;
+        self.run(model, device, options)
+    }
+
+    fn run(self, model: Model, device: Device, options: &LlmOptions) -> Result<Llm, Error> {
         let engine =
             Engine::new(model, options.engine).suppress_tokens(self.tokenizer.unused_ids());
         let context = engine.context().min(options.sizes.context);
@@ -160,6 +185,13 @@ impl LlmFiles {
             context,
         })
     }
+}
+
+/// The device, and the sizes of a model on it.
+fn plan(backend: &dyn Backend, options: &LlmOptions) -> (Device, Limits) {
+    let device = backend.device().clone();
+    let limits = options.sizes.limits(options.cache.unwrap_or(device.cache));
+    (device, limits)
 }
 
 #[cfg(not(target_arch = "wasm32"))]

@@ -1,4 +1,6 @@
 //! Loads a checkpoint into a model: which tensors make up each weight, and this rank's part of each.
+//!
+//! It waits for files only in a browser, where a weight is read when it is its turn.
 
 use std::ops::{ControlFlow, Range};
 
@@ -12,6 +14,7 @@ use crate::backend::{
 };
 use crate::config::{Attention, Ffn, ModelConfig, Role};
 use crate::error::{BackendError, Error};
+use crate::files;
 
 /// The part of a stored matrix that this rank loads.
 #[derive(Clone, Copy)]
@@ -24,7 +27,7 @@ enum Cut {
     Columns,
 }
 
-pub(super) fn load(
+pub(super) async fn load(
     config: &ModelConfig,
     source: Source<'_>,
     mut backend: Box<dyn Backend>,
@@ -42,7 +45,6 @@ pub(super) fn load(
     let activations = Activations::plan(config, &mut planner)?;
     let head = planner.head(config)?;
     let activation_bytes = planner.bytes;
-    let origin = Origin::of(&source);
 
     let mut loader = Loader {
         config,
@@ -52,14 +54,14 @@ pub(super) fn load(
         done: 0,
         progress,
     };
-    let embedding = loader.whole(Role::Embedding.name(0))?;
-    let layers = loader.layers(states, latents, &activations)?;
-    let final_norm = loader.whole(Role::FinalNorm.name(0))?;
-    let lm_head = loader.rows(Role::Head.name(0))?;
+    let embedding = loader.whole(Role::Embedding.name(0)).await?;
+    let layers = loader.layers(states, latents, &activations).await?;
+    let final_norm = loader.whole(Role::FinalNorm.name(0)).await?;
+    let lm_head = loader.rows(Role::Head.name(0)).await?;
     let stream = activations.stream;
-    let config = config.clone();
+    let origin = Origin::of(&loader.source, config).await?;
     Ok(Model {
-        config,
+        config: config.clone(),
         origin,
         backend,
         limits,
@@ -289,7 +291,7 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     /// All layers in their order; the KDA layers share one pool, the MLA layers the other.
-    fn layers(
+    async fn layers(
         &mut self,
         states: StatePool,
         latents: LatentPool,
@@ -302,21 +304,21 @@ impl Loader<'_> {
             let attention = match kind.attention {
                 Attention::Kda => {
                     let layer = kda_layers.next().unwrap_or_default();
-                    AttentionBlock::Kda(Box::new(self.kda(i, states, layer, activations)?))
+                    AttentionBlock::Kda(Box::new(self.kda(i, states, layer, activations).await?))
                 }
                 Attention::Mla => {
                     let layer = mla_layers.next().unwrap_or_default();
-                    AttentionBlock::Mla(Box::new(self.mla(i, latents, layer, activations)?))
+                    AttentionBlock::Mla(Box::new(self.mla(i, latents, layer, activations).await?))
                 }
             };
             let ffn = match kind.ffn {
-                Ffn::Dense => FfnBlock::Dense(Box::new(self.dense(i, activations)?)),
-                Ffn::Moe => FfnBlock::Moe(Box::new(self.moe(i, activations)?)),
+                Ffn::Dense => FfnBlock::Dense(Box::new(self.dense(i, activations).await?)),
+                Ffn::Moe => FfnBlock::Moe(Box::new(self.moe(i, activations).await?)),
             };
             layers.push(Layer {
-                input_norm: self.whole(Role::InputNorm.name(i))?,
+                input_norm: self.whole(Role::InputNorm.name(i)).await?,
                 attention,
-                post_attention_norm: self.whole(Role::PostAttentionNorm.name(i))?,
+                post_attention_norm: self.whole(Role::PostAttentionNorm.name(i)).await?,
                 ffn,
             });
         }
@@ -324,15 +326,15 @@ impl Loader<'_> {
     }
 
     /// Loads the named tensors, concatenated by rows into a stack of `stack` matrices, each cut for this rank.
-    fn weight(&mut self, names: &[String], stack: usize, cut: Cut) -> Result<Weight, Error> {
+    async fn weight(&mut self, names: &[String], stack: usize, cut: Cut) -> Result<Weight, Error> {
         let checkpoint = match &self.source {
             Source::Stored(checkpoint) => *checkpoint,
             Source::Random { .. } => return self.make(names, stack, cut),
         };
         let (mut rows, mut columns) = (0, None);
         let mut parts = Vec::with_capacity(names.len());
-        for name in names {
-            let tensor = checkpoint.tensor(name)?;
+        let (tensors, _held) = files::reading(|| checkpoint.tensors_named(names)).await?;
+        for (name, tensor) in names.iter().zip(tensors) {
             let wrong = |what, expected: String, found: String| BackendError::Weight {
                 name: name.clone(),
                 what,
@@ -416,19 +418,19 @@ impl Loader<'_> {
         }
     }
 
-    fn whole(&mut self, name: String) -> Result<Weight, Error> {
-        self.weight(&[name], 1, Cut::Whole)
+    async fn whole(&mut self, name: String) -> Result<Weight, Error> {
+        self.weight(&[name], 1, Cut::Whole).await
     }
 
-    fn rows(&mut self, name: String) -> Result<Weight, Error> {
-        self.weight(&[name], 1, Cut::Rows)
+    async fn rows(&mut self, name: String) -> Result<Weight, Error> {
+        self.weight(&[name], 1, Cut::Rows).await
     }
 
-    fn columns(&mut self, name: String) -> Result<Weight, Error> {
-        self.weight(&[name], 1, Cut::Columns)
+    async fn columns(&mut self, name: String) -> Result<Weight, Error> {
+        self.weight(&[name], 1, Cut::Columns).await
     }
 
-    fn kda(
+    async fn kda(
         &mut self,
         i: usize,
         pool: StatePool,
@@ -441,24 +443,24 @@ impl Loader<'_> {
         let conv = [Role::KdaQueryConv, Role::KdaKeyConv, Role::KdaValueConv].map(name);
         Ok(KdaBlock {
             input: activations.stream.normed,
-            qkv_proj: self.weight(&qkv, 1, Cut::Rows)?,
-            conv: self.weight(&conv, 1, Cut::Rows)?,
+            qkv_proj: self.weight(&qkv, 1, Cut::Rows).await?,
+            conv: self.weight(&conv, 1, Cut::Rows).await?,
             decay_proj: [
-                self.whole(name(Role::KdaDecayDown))?,
-                self.rows(name(Role::KdaDecayUp))?,
+                self.whole(name(Role::KdaDecayDown)).await?,
+                self.rows(name(Role::KdaDecayUp)).await?,
             ],
-            beta_proj: self.rows(name(Role::KdaBeta))?,
-            a_log: self.rows(name(Role::KdaALog))?,
-            dt_bias: self.rows(name(Role::KdaDtBias))?,
+            beta_proj: self.rows(name(Role::KdaBeta)).await?,
+            a_log: self.rows(name(Role::KdaALog)).await?,
+            dt_bias: self.rows(name(Role::KdaDtBias)).await?,
             gate_proj: [
-                self.whole(name(Role::KdaGateDown))?,
-                self.rows(name(Role::KdaGateUp))?,
+                self.whole(name(Role::KdaGateDown)).await?,
+                self.rows(name(Role::KdaGateUp)).await?,
             ],
             output_norm: (
-                self.whole(name(Role::KdaOutputNorm))?,
+                self.whole(name(Role::KdaOutputNorm)).await?,
                 self.config.rms_norm_eps,
             ),
-            output_proj: self.columns(name(Role::KdaOutput))?,
+            output_proj: self.columns(name(Role::KdaOutput)).await?,
             pool,
             layer,
             qkv: scratch.qkv,
@@ -475,7 +477,7 @@ impl Loader<'_> {
         })
     }
 
-    fn mla(
+    async fn mla(
         &mut self,
         i: usize,
         pool: LatentPool,
@@ -486,14 +488,14 @@ impl Loader<'_> {
         let name = |role: Role| role.name(i);
         Ok(MlaBlock {
             input: activations.stream.normed,
-            query_proj: self.rows(name(Role::MlaQuery))?,
-            kv_a_proj: self.whole(name(Role::MlaLatent))?,
+            query_proj: self.rows(name(Role::MlaQuery)).await?,
+            kv_a_proj: self.whole(name(Role::MlaLatent)).await?,
             kv_a_norm: (
-                self.whole(name(Role::MlaLatentNorm))?,
+                self.whole(name(Role::MlaLatentNorm)).await?,
                 ModelConfig::KV_A_NORM_EPS,
             ),
-            kv_b_proj: self.rows(name(Role::MlaExpand))?,
-            output_proj: self.columns(name(Role::MlaOutput))?,
+            kv_b_proj: self.rows(name(Role::MlaExpand)).await?,
+            output_proj: self.columns(name(Role::MlaOutput)).await?,
             nope: self.config.qk_nope_head_dim,
             value: self.config.v_head_dim,
             pool,
@@ -506,7 +508,7 @@ impl Loader<'_> {
     }
 
     /// A gated MLP of these tensors: gate, up, down.
-    fn mlp(
+    async fn mlp(
         &mut self,
         [gate, up, down]: [String; 3],
         input: Tensor,
@@ -515,8 +517,8 @@ impl Loader<'_> {
     ) -> Result<MlpBlock, Error> {
         Ok(MlpBlock {
             input,
-            gate_up_proj: self.weight(&[gate, up], 1, Cut::Rows)?,
-            down_proj: self.columns(down)?,
+            gate_up_proj: self.weight(&[gate, up], 1, Cut::Rows).await?,
+            down_proj: self.columns(down).await?,
             gate_up: scratch.gate_up,
             hidden: scratch.hidden,
             output,
@@ -524,7 +526,7 @@ impl Loader<'_> {
         })
     }
 
-    fn dense(&mut self, i: usize, activations: &Activations) -> Result<MlpBlock, Error> {
+    async fn dense(&mut self, i: usize, activations: &Activations) -> Result<MlpBlock, Error> {
         let Stream { normed, output, .. } = activations.stream;
         let scratch = *planned(activations.dense.as_ref(), "dense scratch")?;
         self.mlp(
@@ -533,9 +535,10 @@ impl Loader<'_> {
             scratch,
             output,
         )
+        .await
     }
 
-    fn moe(&mut self, i: usize, activations: &Activations) -> Result<MoeBlock, Error> {
+    async fn moe(&mut self, i: usize, activations: &Activations) -> Result<MoeBlock, Error> {
         let Stream { normed, output, .. } = activations.stream;
         let scratch = planned(activations.moe.as_ref(), "MoE scratch")?;
         let local = share(self.shard, "experts", self.config.num_experts)?;
@@ -545,8 +548,8 @@ impl Loader<'_> {
         };
         let route = Route {
             input: normed,
-            weight: self.whole(Role::Router.name(i))?,
-            bias: self.whole(Role::RouterBias.name(i))?,
+            weight: self.whole(Role::Router.name(i)).await?,
+            bias: self.whole(Role::RouterBias.name(i)).await?,
             groups: self.config.num_expert_group,
             top_groups: self.config.topk_group,
             renormalize: self.config.moe_renormalize,
@@ -559,16 +562,22 @@ impl Loader<'_> {
                 let names = Role::SHARED.map(|role| role.name(i));
                 Some(MlpBlock {
                     reduce: false,
-                    ..self.mlp(names, normed, scratch, shared_output)?
+                    ..self.mlp(names, normed, scratch, shared_output).await?
                 })
             }
             None => None,
         };
         Ok(MoeBlock {
             route,
-            gate: self.weight(&stack(Role::ExpertGate), local.len(), Cut::Whole)?,
-            up: self.weight(&stack(Role::ExpertUp), local.len(), Cut::Whole)?,
-            down: self.weight(&stack(Role::ExpertDown), local.len(), Cut::Whole)?,
+            gate: self
+                .weight(&stack(Role::ExpertGate), local.len(), Cut::Whole)
+                .await?,
+            up: self
+                .weight(&stack(Role::ExpertUp), local.len(), Cut::Whole)
+                .await?,
+            down: self
+                .weight(&stack(Role::ExpertDown), local.len(), Cut::Whole)
+                .await?,
             first_expert: local.start,
             shared,
             output,

@@ -132,6 +132,7 @@ impl Model {
     ///
     /// # Errors
     /// Too little memory, or heads, experts or a vocabulary that cannot be divided among the backend's ranks.
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn load(
         config: &ModelConfig,
         checkpoint: &Checkpoint,
@@ -150,6 +151,7 @@ impl Model {
     ///
     /// # Errors
     /// Those of [`Model::load`], and [`Error::LoadStopped`].
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn load_while(
         config: &ModelConfig,
         checkpoint: &Checkpoint,
@@ -157,13 +159,25 @@ impl Model {
         limits: Limits,
         progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<Self, Error> {
-        load::load(
-            config,
-            Source::Stored(checkpoint),
-            backend,
-            limits,
-            progress,
-        )
+        let source = Source::Stored(checkpoint);
+        pollster::block_on(load::load(config, source, backend, limits, progress))
+    }
+
+    /// Loads the weights of `checkpoint`, reading each when it is its turn. `progress` receives the number of bytes so far, and
+    /// cancels loading by breaking.
+    ///
+    /// # Errors
+    /// Files that cannot be read, too little memory, and [`Error::LoadStopped`].
+    #[cfg(target_arch = "wasm32")]
+    pub async fn load_while(
+        config: &ModelConfig,
+        checkpoint: &Checkpoint,
+        backend: Box<dyn Backend>,
+        limits: Limits,
+        progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<Self, Error> {
+        let source = Source::Stored(checkpoint);
+        load::load(config, source, backend, limits, progress).await
     }
 
     /// A model of this shape with random weights that are generated on the device, in bf16 (`A_log` and `dt_bias` in f32), to
@@ -186,7 +200,8 @@ impl Model {
             ControlFlow::Continue(())
         };
         let source = Source::random(config, seed);
-        load::load(config, source, backend, limits, progress)
+        // There are no files to wait for.
+        pollster::block_on(load::load(config, source, backend, limits, progress))
     }
 
     /// Fills every slot and every block with random numbers that are generated on the device, in place of the caches of a

@@ -3,22 +3,32 @@
 use super::Model;
 use super::source::Source;
 use crate::checkpoint::{Checkpoint, Fingerprint};
-use crate::config::{Role, TensorSpec};
+use crate::config::{ModelConfig, Role, TensorSpec};
+use crate::error::CheckpointError;
+use crate::files;
 
 /// The source of the weights of a loaded model.
-pub(super) enum Origin {
-    /// Files, which stay mapped.
-    Stored(Checkpoint),
-    /// Random numbers from this seed.
-    Random(u32),
+pub(super) struct Origin {
+    fingerprint: Fingerprint,
+    /// The files, which stay mapped; `None` for random numbers.
+    stored: Option<Checkpoint>,
 }
 
 impl Origin {
-    pub(super) fn of(source: &Source<'_>) -> Self {
-        match source {
-            Source::Stored(checkpoint) => Self::Stored((*checkpoint).clone()),
-            Source::Random { seed, .. } => Self::Random(*seed),
-        }
+    pub(super) async fn of(
+        source: &Source<'_>,
+        config: &ModelConfig,
+    ) -> Result<Self, CheckpointError> {
+        Ok(match source {
+            Source::Stored(checkpoint) => Self {
+                fingerprint: files::reading(|| Fingerprint::stored(checkpoint)).await?.0,
+                stored: Some((*checkpoint).clone()),
+            },
+            Source::Random { seed, .. } => Self {
+                fingerprint: Fingerprint::random(config, *seed),
+                stored: None,
+            },
+        })
     }
 }
 
@@ -47,19 +57,14 @@ impl Model {
     /// The model's fingerprint: the same on every backend and on every rank.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
-        match &self.origin {
-            Origin::Stored(checkpoint) => Fingerprint::stored(checkpoint),
-            Origin::Random(seed) => Fingerprint::random(&self.config, *seed),
-        }
+        self.origin.fingerprint
     }
 
     /// The formats in which its weights are stored, each once, in alphabetical order.
     #[must_use]
     pub fn weight_formats(&self) -> String {
-        match &self.origin {
-            Origin::Stored(checkpoint) => checkpoint.formats(),
-            Origin::Random(_) => "random".to_owned(),
-        }
+        let stored = self.origin.stored.as_ref();
+        stored.map_or_else(|| "random".to_owned(), Checkpoint::formats)
     }
 
     /// The part that the probe with this index belongs to.
@@ -76,7 +81,7 @@ impl Model {
     /// finite.
     #[must_use]
     pub fn damaged_weight(&self, part: ModelPart) -> String {
-        let Origin::Stored(checkpoint) = &self.origin else {
+        let Some(checkpoint) = &self.origin.stored else {
             return "where weights are random numbers that were never stored".to_owned();
         };
         let there = |spec: &TensorSpec| match part {
@@ -84,19 +89,16 @@ impl Model {
             ModelPart::Layer(layer) => spec.layer == Some(layer),
             ModelPart::Head => spec.layer.is_none() && spec.role != Role::Embedding,
         };
-        self.config
-            .tensors()
-            .into_iter()
-            .filter(there)
-            .filter_map(|spec| checkpoint.tensor(&spec.name).ok())
-            .find_map(|tensor| tensor.first_non_finite().map(|found| (tensor, found)))
-            .map_or_else(
-                || "though all its weights are finite".to_owned(),
-                |(tensor, (index, value))| {
-                    let file = tensor.file.display();
-                    let name = tensor.name;
-                    format!("where {name} holds {value} at element {index} (in {file})")
-                },
-            )
+        for spec in self.config.tensors().iter().filter(|spec| there(spec)) {
+            let tensor = match checkpoint.tensor(&spec.name) {
+                Ok(tensor) => tensor,
+                Err(error) => return format!("whose weights could not be looked at: {error}"),
+            };
+            if let Some((index, value)) = tensor.first_non_finite() {
+                let (name, file) = (tensor.name, tensor.file.display());
+                return format!("where {name} holds {value} at element {index} (in {file})");
+            }
+        }
+        "though all its weights are finite".to_owned()
     }
 }

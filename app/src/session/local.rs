@@ -159,7 +159,7 @@ impl Worker {
 
     async fn load(&mut self, request: &LoadRequest) {
         // What can be known before is checked first: then the old model goes on running.
-        let (files, mut backend) = match checked(&self.open, request).await {
+        let (files, mut backend, _held) = match checked(&self.open, request).await {
             Ok(checked) => checked,
             Err(problem) => {
                 tracing::error!("{}", problem.sentence);
@@ -176,13 +176,7 @@ impl Worker {
                 .for_each(|job| loaded.llm.engine().cancel(job.id));
         }
         warm_up::report(&mut *backend, &self.teller);
-        let loaded = match self.try_load(request, files, backend) {
-            Ok((loaded, facts)) => warm_up::warm_up(&loaded.llm, facts.first_choice())
-                .await
-                .map(|()| (loaded, facts)),
-            Err(error) => Err(error),
-        };
-        match loaded {
+        match self.try_load(request, files, backend).await {
             Ok((loaded, facts)) => {
                 self.surveys.clear();
                 self.loaded = Some(loaded);
@@ -220,7 +214,7 @@ impl Worker {
         self.refuse(Problem::new(sentence, way_out));
     }
 
-    fn try_load(
+    async fn try_load(
         &mut self,
         request: &LoadRequest,
         files: LlmFiles,
@@ -234,11 +228,12 @@ impl Worker {
         };
         let (teller, commands) = (self.teller.clone(), &self.commands);
         let (later, mut weights) = (&mut self.later, 0);
-        let llm = files.load(backend, &options, &mut |done, total| {
+        let progress = &mut |done, total| {
             weights = total;
             teller.tell(Update::Loading { done, total });
             Self::goes_on(commands, later)
-        })?;
+        };
+        let llm = host::load(files, backend, &options, progress).await?;
         let device = llm.device().clone();
         let kda = config.kda_layers().collect();
         let facts = ModelFacts {
@@ -248,8 +243,8 @@ impl Worker {
             context: llm.context(),
             device,
         };
-        let loaded = Loaded { llm, kda };
-        Ok((loaded, facts))
+        warm_up::warm_up(&llm, facts.first_choice()).await?;
+        Ok((Loaded { llm, kda }, facts))
     }
 
     fn ask(&mut self, ask: Ask) {

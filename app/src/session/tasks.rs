@@ -1,5 +1,6 @@
 //! What a session needs of a browser: tasks of its event loop, its GPU, and downloads. `threads` is its counterpart elsewhere.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::pin::Pin;
 
@@ -8,9 +9,10 @@ use kimi_linear::backend::{self, Backend, BackendKind, Device};
 use kimi_linear::cache::Snapshot;
 use kimi_linear::engine::{Answer, EngineHandle, Event};
 use kimi_linear::error::Error;
+use kimi_linear::llm::{Llm, LlmFiles, LlmOptions};
 
 use super::Command;
-use crate::web::page;
+use crate::web::{address, page};
 
 /// The app's end of the channel of commands.
 pub type CommandSender = Sender<Command>;
@@ -64,6 +66,17 @@ pub(super) async fn open(
 
 pub(super) async fn devices() -> Vec<Device> {
     backend::devices().await
+}
+
+pub(super) use address::{forget, serve};
+
+pub(super) async fn load(
+    files: LlmFiles,
+    backend: Box<dyn Backend>,
+    options: &LlmOptions,
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<Llm, Error> {
+    files.load(backend, options, progress).await
 }
 
 pub(super) async fn next(answer: &Answer) -> Option<Event> {

@@ -1,5 +1,6 @@
 //! What a session needs of the system: threads for slow work, devices, and files. `tasks` is its counterpart in a browser.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver, Sender};
 
@@ -7,6 +8,7 @@ use kimi_linear::backend::{self, Backend, BackendKind, Device};
 use kimi_linear::cache::Snapshot;
 use kimi_linear::engine::{Answer, EngineHandle, Event};
 use kimi_linear::error::Error;
+use kimi_linear::llm::{Llm, LlmFiles, LlmOptions};
 
 use super::Command;
 
@@ -71,6 +73,22 @@ pub(super) async fn open(
 /// Every device.
 pub(super) async fn devices() -> Vec<Device> {
     backend::devices()
+}
+
+/// Makes the files at a path readable: those of the system are.
+pub(super) fn serve(_: &Path) {}
+
+/// Forgets what was known of the files at a path: nothing.
+pub(super) fn forget(_: &Path) {}
+
+/// Loads a model.
+pub(super) async fn load(
+    files: LlmFiles,
+    backend: Box<dyn Backend>,
+    options: &LlmOptions,
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<Llm, Error> {
+    files.load(backend, options, progress)
 }
 
 /// The next event of an answer.

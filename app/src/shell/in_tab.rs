@@ -1,14 +1,29 @@
 //! What the app in a browser's tab does besides: links to chats, and problems as text of the page.
 
+use std::path::PathBuf;
+
 use eframe::egui;
 
 use super::App;
+use super::action::Window;
 use crate::facts::ModelFacts;
 use crate::kept::KeptChat;
 use crate::link;
 use crate::problem::{Problem, WayOut};
 use crate::selection::Selection;
-use crate::web::page;
+use crate::settings::Settings;
+use crate::web::{address, page};
+
+/// Leaves out models that a later visit cannot open: a page gets its user's files only from the user's hand.
+pub(super) fn forget_chosen(settings: &mut Settings) {
+    let was_chosen = |path: &PathBuf| address::was_chosen(path);
+    settings.recent.retain(|path| !was_chosen(path));
+    settings.model.folder = settings
+        .model
+        .folder
+        .take()
+        .filter(|path| !was_chosen(path));
+}
 
 impl App {
     /// Copies a link to the current chat with what the views show.
@@ -72,8 +87,13 @@ impl App {
             .turns
             .last()
             .and_then(|turn| turn.problem.as_ref());
+        let inspected = match &self.inspected.result {
+            Some(Err(problem)) if self.windows.contains(&Window::Model) => Some(problem),
+            _ => None,
+        };
         let problem = self.problem.as_ref().or(self.list.problem.as_ref());
-        let sentence = problem.or(answers).map(|problem| &problem.sentence);
+        let problem = problem.or(inspected).or(answers);
+        let sentence = problem.map(|problem| &problem.sentence);
         if self.said.as_ref() != sentence {
             self.said = sentence.cloned();
             crate::web::page::say(self.said.as_deref().unwrap_or_default());

@@ -488,6 +488,8 @@ impl App {
         if let Some(runs) = &self.runs {
             settings.model.clone_from(runs);
         }
+        #[cfg(target_arch = "wasm32")]
+        in_tab::forget_chosen(&mut settings);
         eframe::set_value(storage, SETTINGS, &settings);
         if !self.session.remote() {
             eframe::set_value(storage, ARRANGEMENT, &self.tree);

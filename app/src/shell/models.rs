@@ -164,6 +164,12 @@ impl App {
                 Dropped::Model(_) if self.session.remote() => {
                     self.tell("A server's model cannot be exchanged here.".to_owned());
                 }
+                Dropped::Model(_) if cfg!(target_arch = "wasm32") => {
+                    self.tell(
+                        "A page does not read dropped models: choose it under \"Model\"."
+                            .to_owned(),
+                    );
+                }
                 Dropped::Model(model) => {
                     self.folder = model.display().to_string();
                     self.settings.model.folder = Some(model);

@@ -60,10 +60,6 @@ pub(super) fn window(
 }
 
 /// The window for model and device, with the estimate of memory.
-#[cfg_attr(
-    target_arch = "wasm32",
-    expect(unused_variables, reason = "a page has its one model")
-)]
 pub(super) fn model(
     ui: &mut Ui,
     colours: &Colours,
@@ -83,7 +79,6 @@ pub(super) fn model(
         ));
         ui.separator();
     }
-    #[cfg(not(target_arch = "wasm32"))]
     folder_ui(ui, recent, folder, choice, actions);
     ui.horizontal(|ui| {
         let label = ui.label("Context").on_hover_text(
@@ -129,8 +124,14 @@ pub(super) fn model(
     });
 }
 
+/// What can be written in the field for the model.
+const MODEL: &str = if cfg!(target_arch = "wasm32") {
+    "The address of a GGUF file, or of a folder with config.json, tokenizer files and safetensors weights; or choose them on this computer: they are read where they are, and not sent anywhere. Empty is the demo model."
+} else {
+    "A folder with config.json, tokenizer files and safetensors weights, or a GGUF file. Empty is the demo model. You can also drop it on the window."
+};
+
 /// The field for the model's folder or file, and other ways to fill it.
-#[cfg(not(target_arch = "wasm32"))]
 fn folder_ui(
     ui: &mut Ui,
     recent: &[PathBuf],
@@ -139,7 +140,7 @@ fn folder_ui(
     actions: &mut Vec<Action>,
 ) {
     use super::action::Pick;
-    ui.label("A folder with config.json, tokenizer files and safetensors weights, or a GGUF file. Empty is the demo model. You can also drop it on the window.");
+    ui.label(MODEL);
     let field = ui.add(
         TextEdit::singleline(folder)
             .desired_width(f32::INFINITY)
@@ -168,6 +169,10 @@ fn folder_ui(
             }
         });
     });
+    // Half an address is not to be asked for.
+    if cfg!(target_arch = "wasm32") && field.has_focus() {
+        return;
+    }
     let text = folder.trim();
     choice.folder = (!text.is_empty()).then(|| PathBuf::from(text));
 }
@@ -517,7 +522,9 @@ impl App {
             page.ui(ui, cache);
         });
         self.windows = open;
-        if self.windows.contains(&Window::Model) {
+        // In a page it may take a server's answer, which is not asked for at every step of a value that is being dragged.
+        let dragged = cfg!(target_arch = "wasm32") && ui.input(|input| input.pointer.any_down());
+        if self.windows.contains(&Window::Model) && !dragged {
             self.inspect();
         }
     }

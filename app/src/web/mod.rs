@@ -1,5 +1,6 @@
 //! The app in a browser's tab.
 
+pub mod address;
 pub mod conformance;
 pub mod page;
 

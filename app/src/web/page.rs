@@ -24,9 +24,33 @@ extern "C" {
     /// Whether the browser's GPU is a program that runs on the processor.
     #[wasm_bindgen(catch)]
     pub async fn software() -> Result<JsValue, JsValue>;
-    /// The file that the user chooses, of these kinds; none if the dialog is closed.
+    /// The files that the user chooses, of these kinds; none if the dialog is closed. `what` is `file`, `files` or `folder`.
     #[wasm_bindgen(catch)]
-    pub async fn pick(kinds: &str) -> Result<Option<web_sys::File>, JsValue>;
+    pub async fn pick(kinds: &str, what: &str) -> Result<js_sys::Array, JsValue>;
+    /// The name of the folder that a file was chosen with.
+    pub fn folder(file: &web_sys::File) -> String;
+    /// A range of a file, as a `Uint8Array`.
+    pub fn slice(file: &web_sys::File, start: f64, end: f64) -> js_sys::Promise;
+    /// A range of a file of a server.
+    pub type Part;
+    /// The bytes.
+    #[wasm_bindgen(method, getter)]
+    pub fn bytes(this: &Part) -> js_sys::Uint8Array;
+    /// Size of the file in bytes.
+    #[wasm_bindgen(method, getter)]
+    pub fn total(this: &Part) -> f64;
+    /// What the server says of the file's version.
+    #[wasm_bindgen(method, getter)]
+    pub fn version(this: &Part) -> Option<String>;
+    /// Starts to read a [`Part`]. Size and version are those of earlier parts of the file; without them as much is read as there is
+    /// before `end`, and the result is undefined if the server does not have the file.
+    pub fn part(
+        url: &str,
+        start: f64,
+        end: f64,
+        total: Option<f64>,
+        version: Option<String>,
+    ) -> js_sys::Promise;
     /// The bytes of a file.
     #[wasm_bindgen(catch)]
     pub async fn bytes(file: &web_sys::File) -> Result<js_sys::Uint8Array, JsValue>;

@@ -13,6 +13,8 @@
 mod bad_days;
 #[path = "../../../tests/common/browser.rs"]
 mod browser;
+mod models;
+mod own_model;
 mod site;
 mod speed;
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::header::{self, Header, MAGIC};
 use super::{Metadata, TensorInfo};
-use crate::checkpoint::{Shard, index, map};
+use crate::checkpoint::{HEADER, Shard, index};
 use crate::error::CheckpointError;
 use crate::files;
 
@@ -50,10 +50,9 @@ pub(super) fn open(path: &Path) -> Result<Parts, CheckpointError> {
 }
 
 fn one(file: &Path) -> Result<(Shard, Header), CheckpointError> {
-    let bytes = map::map(file)?;
-    let header = header::parse(file, &bytes)?;
-    let path = file.to_owned();
-    Ok((Shard::mapped(path, bytes), header))
+    let shard = Shard::open(file.to_owned())?;
+    let header = shard.header(HEADER, |bytes| header::parse(file, bytes, shard.length))?;
+    Ok((shard, header))
 }
 
 /// The GGUF files of a folder, sorted.

@@ -45,9 +45,9 @@ pub(super) struct Header {
     pub(super) tensors: Vec<TensorInfo>,
 }
 
-/// Reads the header of the file with these bytes.
-pub(super) fn parse(file: &Path, bytes: &Bytes) -> Result<Header, CheckpointError> {
-    let mut reader = Reader::new(file, bytes);
+/// Reads the header of a file of `length` bytes, of which `bytes` are the first.
+pub(super) fn parse(file: &Path, bytes: &Bytes, length: usize) -> Result<Header, CheckpointError> {
+    let mut reader = Reader::new(file, bytes, length);
     let magic = reader.array::<4>("the four bytes GGUF")?;
     if magic != *MAGIC {
         let found = magic.escape_ascii().to_string();
@@ -70,7 +70,7 @@ pub(super) fn parse(file: &Path, bytes: &Bytes) -> Result<Header, CheckpointErro
     let start = (reader.at() as u64).next_multiple_of(alignment);
     let tensors = infos
         .into_iter()
-        .map(|info| info.placed(file, start, alignment, bytes.len()))
+        .map(|info| info.placed(file, start, alignment, length))
         .collect::<Result<Vec<_>, _>>()?;
     overlaps(file, &tensors)?;
     Ok(Header { metadata, tensors })

@@ -98,7 +98,7 @@ impl Importance {
     /// A file that cannot be read, is no importance matrix, or has sums or counts of another model.
     pub fn open(path: &Path, config: &ModelConfig) -> Result<Self, CheckpointError> {
         let bytes = map::map(path)?;
-        let Header { metadata, tensors } = header::parse(path, &bytes)?;
+        let Header { metadata, tensors } = header::parse(path, &bytes, bytes.len())?;
         let kind = metadata.text("general.type")?.unwrap_or("model");
         if kind != "imatrix" {
             return Err(CheckpointError::NotThisModel {

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 
+use crate::checkpoint::goes_on;
 use crate::error::CheckpointError;
 
 /// Maximum length of the header: metadata and tensor infos. The published vocabulary takes about 10 MB.
@@ -11,13 +12,21 @@ const LONGEST: usize = 256 << 20;
 /// A read position in the header of a file; every read is checked against the end of the file.
 pub(super) struct Reader<'a> {
     pub(super) file: &'a Path,
+    /// The first bytes of the file.
     bytes: &'a [u8],
+    /// Size of the file in bytes.
+    length: usize,
     at: usize,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) const fn new(file: &'a Path, bytes: &'a [u8]) -> Self {
-        Self { file, bytes, at: 0 }
+    pub(super) const fn new(file: &'a Path, bytes: &'a [u8], length: usize) -> Self {
+        Self {
+            file,
+            bytes,
+            length,
+            at: 0,
+        }
     }
 
     /// Bytes from the start of the file.
@@ -41,7 +50,7 @@ impl<'a> Reader<'a> {
         size: usize,
         what: &str,
     ) -> Result<Range<usize>, CheckpointError> {
-        let (start, length) = (self.at, self.bytes.len());
+        let (start, length) = (self.at, self.length);
         let bytes = usize::try_from(count).ok();
         let bytes = bytes.and_then(|count| count.checked_mul(size));
         let Some(end) = bytes.and_then(|bytes| start.checked_add(bytes)) else {
@@ -55,6 +64,9 @@ impl<'a> Reader<'a> {
         if end > LONGEST {
             let expected = format!("a header of at most {LONGEST} bytes");
             return Err(self.wrong(expected, format!("{what} that ends at byte {end}")));
+        }
+        if end > self.bytes.len() {
+            return Err(goes_on(self.file));
         }
         self.at = end;
         Ok(start..end)

@@ -187,6 +187,13 @@ impl Check<'_> {
         None
     }
 
+    /// The bytes of a tensor; `None` and a problem if they cannot be read.
+    fn bytes(&mut self, spec: &TensorSpec, found: &Found) -> Option<Bytes> {
+        let bytes = self.gguf.bytes(found.file, &found.info);
+        let problem = |error| self.problems.push(format!("{}: {error}", spec.name));
+        bytes.map_err(problem).ok()
+    }
+
     fn entry(&self, spec: &TensorSpec, format: Format, shard: usize, range: Range<usize>) -> Entry {
         Entry {
             name: spec.name.clone(),
@@ -201,7 +208,7 @@ impl Check<'_> {
     fn same(&mut self, spec: &TensorSpec, name: &str) -> Option<Entry> {
         let found = self.find(spec, name, &spec.shape)?;
         if spec.role == Role::MlaExpand && matches!(found.format, Format::Block(_)) {
-            let bytes = self.gguf.bytes(found.file, &found.info);
+            let bytes = self.bytes(spec, &found)?;
             let (format, bytes) = expand::whole(&Half {
                 format: found.format,
                 bytes: &bytes,
@@ -241,7 +248,7 @@ impl Check<'_> {
 
     fn a_log(&mut self, spec: &TensorSpec, name: &str) -> Option<Entry> {
         let found = self.find(spec, name, &spec.shape)?;
-        let bytes = self.gguf.bytes(found.file, &found.info);
+        let bytes = self.bytes(spec, &found)?;
         let mut stored = vec![0.0; found.format.elements(bytes.len())];
         found.format.widen(&bytes, &mut stored);
         match expand::a_log(&stored) {
@@ -269,8 +276,8 @@ impl Check<'_> {
         let key = self.find(spec, keys, &[shape.heads, shape.latent, shape.nope]);
         let value = self.find(spec, values, &[shape.heads, shape.value, shape.latent]);
         let (key, value) = (key?, value?);
-        let key_bytes = self.gguf.bytes(key.file, &key.info);
-        let value_bytes = self.gguf.bytes(value.file, &value.info);
+        let (key_bytes, value_bytes) = (self.bytes(spec, &key), self.bytes(spec, &value));
+        let (key_bytes, value_bytes) = (key_bytes?, value_bytes?);
         let key_half = Half {
             format: key.format,
             bytes: &key_bytes,

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::header::{self, Header};
+use crate::checkpoint::Shard;
 use crate::error::CheckpointError;
 use crate::seeds::properties;
 
@@ -66,8 +67,19 @@ impl File {
         self
     }
 
+    /// The header, which is the same from as few bytes as it takes as from all.
     fn parse(&self) -> Result<Header, CheckpointError> {
-        header::parse(Path::new("x.gguf"), &Bytes::from(self.0.clone()))
+        let (path, length) = (Path::new("x.gguf"), self.0.len());
+        let shard = Shard::derived(path.to_owned(), Bytes::from(self.0.clone()));
+        let whole = header::parse(path, &shard.bytes, length);
+        let part = shard.header(16, |bytes| header::parse(path, bytes, length));
+        let shown = |header: &Result<Header, CheckpointError>| {
+            let header = header.as_ref();
+            let read = header.map(|header| format!("{:?}", header.tensors));
+            read.map_err(ToString::to_string)
+        };
+        assert_eq!(shown(&part), shown(&whole));
+        part
     }
 
     /// The message that refuses it.
