@@ -44,7 +44,8 @@ async fn show() -> Result<(), String> {
         .await
         .is_ok_and(|software| software.is_truthy());
     let options = WebOptions {
-        max_fps: software.then_some(5),
+        // egui draws twice or more for what is new; what the user does is drawn at once all the same.
+        max_fps: software.then_some(1),
         ..WebOptions::default()
     };
     let started = WebRunner::new()

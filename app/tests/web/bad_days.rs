@@ -1,7 +1,7 @@
 //! What goes wrong in a tab, provoked: no frames as in the background, memory that runs out, a device that is lost; and what
 //! outlasts it: reloads and links.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kimi_linear_app::kept::KeptChat;
 use kimi_linear_app::link;
@@ -45,15 +45,15 @@ fn kept(page: &mut Browser) -> Vec<Value> {
 /// Sends a question; the chat has so many turns then.
 pub fn send(page: &mut Browser, question: &str, turns: usize) {
     page.call("Input.insertText", json!({ "text": question }));
-    for _ in 0..600 {
+    let began = Instant::now();
+    let asked = |chat: &Value| chat["turns"].as_array().unwrap().len() == turns;
+    while !kept(page).iter().any(asked) {
+        // While the model loads, the text stays in the field.
         page.enter();
-        std::thread::sleep(Duration::from_millis(100));
-        let asked = |chat: &Value| chat["turns"].as_array().unwrap().len() == turns;
-        if kept(page).iter().any(asked) {
-            return;
-        }
+        std::thread::sleep(Duration::from_millis(300));
+        let waited = began.elapsed();
+        assert!(waited < Duration::from_secs(600), "{:#?}", kept(page));
     }
-    panic!("the question is not kept: {:#?}", kept(page));
 }
 
 /// The last turn of the chat with so many.
