@@ -435,7 +435,9 @@ mod tests {
                     .all(|(byte, at)| *byte == at as u8)
             );
             assert_eq!(bytes.len(), range.len());
-            assert_eq!(bytes.as_ptr() as usize % 8, range.start % 8);
+            // A number is aligned in memory as it is in the file.
+            let alignment = 1 << range.start.trailing_zeros().min(3);
+            assert_eq!(bytes.as_ptr() as usize % alignment, 0);
         }
         // In memory as long as they are held; their ends beyond that.
         read_all(path, &ranges).unwrap();

@@ -1,7 +1,7 @@
 //! What goes wrong in a tab, provoked: no frames as in the background, memory that runs out, a device that is lost; and what
 //! outlasts it: reloads and links.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kimi_linear_app::kept::KeptChat;
 use kimi_linear_app::link;
@@ -9,7 +9,7 @@ use kimi_linear_app::selection::Selection;
 use serde_json::{Value, json};
 
 use super::browser::Browser;
-use super::{KEPT, QUESTION, ask, picture, shown, site};
+use super::{KEPT, QUESTION, ask, kept, picture, send, shown, site};
 
 /// Runs before the page's own script. `hidden` holds frames back, as browsers do for a tab in the background; `exhausted` makes
 /// every allocation report that there is no memory; `devices` are those that were opened, the model's last.
@@ -36,25 +36,6 @@ GPUDevice.prototype.popErrorScope = function () {
 const frame = requestAnimationFrame.bind(globalThis);
 globalThis.requestAnimationFrame = (draw) => globalThis.hidden ? held.push(draw) : frame(draw);
 ";
-
-/// The chats that are kept.
-fn kept(page: &mut Browser) -> Vec<Value> {
-    page.evaluate(KEPT).as_array().unwrap().clone()
-}
-
-/// Sends a question; the chat has so many turns then.
-pub fn send(page: &mut Browser, question: &str, turns: usize) {
-    page.call("Input.insertText", json!({ "text": question }));
-    let began = Instant::now();
-    let asked = |chat: &Value| chat["turns"].as_array().unwrap().len() == turns;
-    while !kept(page).iter().any(asked) {
-        // While the model loads, the text stays in the field.
-        page.enter();
-        std::thread::sleep(Duration::from_millis(300));
-        let waited = began.elapsed();
-        assert!(waited < Duration::from_secs(600), "{:#?}", kept(page));
-    }
-}
 
 /// The last turn of the chat with so many.
 pub fn turn(page: &mut Browser, turns: usize) -> Value {

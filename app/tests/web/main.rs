@@ -60,24 +60,45 @@ fn shown(size: [u32; 2], before: &str) -> Option<Browser> {
     Some(page)
 }
 
-/// Asks a question, and waits for so many turns in the chat that the page keeps.
-fn ask(page: &mut Browser, question: &str, turns: usize) -> Value {
+/// The chats that the page keeps.
+fn kept(page: &mut Browser) -> Vec<Value> {
+    page.evaluate(KEPT).as_array().unwrap().clone()
+}
+
+/// Sends a question, the last of so many turns.
+fn send(page: &mut Browser, question: &str, turns: usize) {
     page.call("Input.insertText", json!({ "text": question }));
     let began = Instant::now();
-    loop {
-        // While the model loads, the text stays in the field.
-        page.enter();
+    let asked = |chat: &Value| chat["turns"].as_array().unwrap().len() == turns;
+    let mut looks = 0;
+    while !kept(page).iter().any(asked) {
+        // While the model loads, the text stays in the field. A key is a reason to draw, so it is not pressed at every look.
+        if looks % 20 == 0 {
+            page.enter();
+        }
+        looks += 1;
         std::thread::sleep(Duration::from_millis(300));
-        let chats = page.evaluate(KEPT);
+        let waited = began.elapsed();
+        assert!(waited < Duration::from_secs(1800), "{:#?}", kept(page));
+    }
+}
+
+/// Asks a question, the last of so many turns, and waits for its answer.
+fn ask(page: &mut Browser, question: &str, turns: usize) -> Value {
+    send(page, question, turns);
+    let began = Instant::now();
+    loop {
+        let chats = kept(page);
         let done = |chat: &&Value| {
             let ended = |turn: &Value| !turn["footer"].is_null();
             let all = chat["turns"].as_array().unwrap();
             all.len() == turns && all.iter().all(ended)
         };
-        if let Some(chat) = chats.as_array().unwrap().iter().find(done) {
+        if let Some(chat) = chats.iter().find(done) {
             return chat.clone();
         }
-        assert!(began.elapsed() < Duration::from_secs(1800), "{chats:#}");
+        assert!(began.elapsed() < Duration::from_secs(1800), "{chats:#?}");
+        std::thread::sleep(Duration::from_millis(500));
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::{KEPT, QUESTION, shown};
+use super::{KEPT, QUESTION, send, shown};
 
 const SECOND: &str =
     "Mary goes to the kitchen. Mary takes the apple. Mary goes to the garden. Where is the apple?";
@@ -27,7 +27,7 @@ fn page() {
     let mut ready = 0.0;
     let mut footers = Vec::new();
     for (turns, question) in [QUESTION, SECOND].iter().enumerate() {
-        super::bad_days::send(&mut page, question, turns + 1);
+        send(&mut page, question, turns + 1);
         if turns == 0 {
             ready = began.elapsed().as_secs_f64();
         }
