@@ -160,7 +160,7 @@ async fn fetch(missed: Vec<Missed>) -> std::result::Result<Vec<Rc<Window>>, (Pat
                 {
                     ranges.push(start..end);
                 }
-                _ => ranges.push((path, vec![start..end])),
+                _ => ranges.push((path, std::iter::once(start..end).collect())),
             },
         }
     }
@@ -205,8 +205,9 @@ fn found_file(path: &Path, found: Option<Found>) -> Result<Option<Rc<Window>>> {
         return Ok(None);
     };
     put_ranged(path, found.length, found.read);
-    let end = found.first.len();
-    put_window(path, 0..end, found.first, &[0..end]).map(Some)
+    let first = 0..found.first.len();
+    let asked = std::slice::from_ref(&first);
+    put_window(path, first.clone(), found.first, asked).map(Some)
 }
 
 /// Starts to read adjacent ranges of a file as one. A file that has been forgotten meanwhile is looked for again.
@@ -381,7 +382,7 @@ pub(crate) fn entries(dir: &Path) -> Vec<PathBuf> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
 mod tests {
     use super::*;
 

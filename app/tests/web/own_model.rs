@@ -179,7 +179,19 @@ fn a_model_from_a_server_or_a_file_answers_as_on_the_cpu_and_is_never_read_whole
     click_until(&mut page, 375, 340..380, "window.read.length > 10");
     let others = page.evaluate("Object.keys(localStorage).filter((key) => key.startsWith('kimi-linear/chats/')).forEach((key) => localStorage.removeItem(key))");
     assert_eq!(others, Value::Null);
+    // What is typed goes where the focus is, and a loaded model moves it.
+    let mut read = 0;
+    loop {
+        std::thread::sleep(Duration::from_secs(10));
+        let now = page.evaluate("window.read.length").as_u64().unwrap();
+        if now == read {
+            break;
+        }
+        read = now;
+    }
+    picture(&mut page, "chosen.png");
     control(&mut page, "N");
+    std::thread::sleep(Duration::from_secs(5));
     let chat = ask(&mut page, QUESTION, 1);
     assert_eq!(chat["conversation"]["ids"], json!(native(&path)));
     let sizes = page.evaluate("window.read");

@@ -278,10 +278,9 @@ impl Gpu {
             lock(&late).get_or_insert(translate("a submission", 0, error));
         }));
         device.set_device_lost_callback(move |_, message| {
-            let reason = if message.is_empty() {
-                "the driver gave no reason".to_owned()
-            } else {
-                message
+            let reason = match message.trim_end_matches('.') {
+                "" => "the driver gave no reason".to_owned(),
+                message => message.to_owned(),
             };
             lock(&lost).get_or_insert(BackendError::Lost {
                 backend: "wgpu",
