@@ -157,7 +157,7 @@ fn the_conformance_list_passes_in_the_tab() {
         "Array.from(document.querySelectorAll('#cases tr'), (row) => [row.cells[0].textContent, row.cells[1].textContent])",
     );
     let rows = rows.as_array().unwrap();
-    let state = page.evaluate("document.getElementById('state').textContent");
+    let state = state(&mut page);
     println!("{state} in {} s", began.elapsed().as_secs());
     let passed = |row: &&Value| !row[1].as_str().unwrap().starts_with("passed: ");
     let others: Vec<&Value> = rows.iter().filter(passed).collect();
@@ -172,6 +172,11 @@ fn the_conformance_list_passes_in_the_tab() {
 /// What the page says instead of the app.
 fn refusal(page: &mut Browser) -> String {
     page.wait_for("document.body.dataset.state === 'refused'");
+    state(page)
+}
+
+/// The page's own text.
+fn state(page: &mut Browser) -> String {
     let state = page.evaluate("document.getElementById('state').textContent");
     state.as_str().unwrap().to_owned()
 }

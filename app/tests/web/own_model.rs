@@ -12,7 +12,7 @@ use kimi_linear::tokenizer::{Chat, ChatTemplate};
 use serde_json::{Value, json};
 
 use super::browser::Browser;
-use super::{QUESTION, ask, models, open, picture};
+use super::{QUESTION, ask, models, open, picture, state};
 
 /// Before the page's own script: the model of the settings is that of `?model=`, a file dialog is left to the test, and the sizes
 /// of the ranges that are read of files are noted.
@@ -105,8 +105,7 @@ fn control(page: &mut Browser, key: &str) {
 /// What the page says, once it says something.
 fn sentence(page: &mut Browser) -> String {
     page.wait_for("document.body.dataset.state === 'shown' && document.getElementById('state').textContent !== ''");
-    let state = page.evaluate("document.getElementById('state').textContent");
-    state.as_str().unwrap().to_owned()
+    state(page)
 }
 
 #[test]
