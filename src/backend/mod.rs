@@ -48,6 +48,8 @@ pub use record::{LatentRecord, Orientation, StateRecord};
 pub use tensor::{Element, Rows, Tensor, TensorValues};
 #[cfg(not(target_arch = "wasm32"))]
 pub use ticket::block_on;
+#[cfg(target_arch = "wasm32")]
+pub use ticket::pause;
 pub use ticket::{MaybeSend, Ticket, await_device};
 pub use weight::{Weight, WeightPart, WeightSource};
 

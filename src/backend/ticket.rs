@@ -92,6 +92,19 @@ impl<T: 'static> Ticket<T> {
     }
 }
 
+/// Returns after so many milliseconds, in which the event loop of the browser goes on.
+#[cfg(target_arch = "wasm32")]
+pub async fn pause(milliseconds: i32) {
+    #[wasm_bindgen::prelude::wasm_bindgen]
+    extern "C" {
+        #[wasm_bindgen(js_name = setTimeout)]
+        fn set_timeout(call: &js_sys::Function, milliseconds: i32);
+    }
+    let over = js_sys::Promise::new(&mut |resolve, _| set_timeout(&resolve, milliseconds));
+    // This promise is never rejected.
+    drop(js_sys::futures::JsFuture::from(over).await);
+}
+
 impl<T> Future for Ticket<T> {
     type Output = Result<T>;
 

@@ -12,7 +12,8 @@ use super::browser::Browser;
 use super::{KEPT, QUESTION, ask, kept, picture, send, shown, site};
 
 /// Runs before the page's own script. `hidden` holds frames back, as browsers do for a tab in the background; `exhausted` makes
-/// every allocation report that there is no memory; `devices` are those that were opened, the model's last.
+/// every allocation report that there is no memory; `devices` are those that were opened, the model's last, whose loss is reported
+/// late.
 const HOOKS: &str = "
 globalThis.devices = [];
 globalThis.reads = 0;
@@ -23,6 +24,12 @@ GPUAdapter.prototype.requestDevice = async function (...given) {
     devices.push(device);
     return device;
 };
+const lost = Object.getOwnPropertyDescriptor(GPUDevice.prototype, 'lost').get;
+Object.defineProperty(GPUDevice.prototype, 'lost', {
+    get() {
+        return lost.call(this).then((why) => new Promise((tell) => setTimeout(tell, 200, why)));
+    },
+});
 const map = GPUBuffer.prototype.mapAsync;
 GPUBuffer.prototype.mapAsync = function (...given) {
     reads += 1;

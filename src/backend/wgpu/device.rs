@@ -314,6 +314,22 @@ impl Gpu {
         }
     }
 
+    /// The loss of the device if that is why `error` was reported, else `error`. A browser may report the loss after the call
+    /// that failed for it: for half a second there it is waited for.
+    pub(super) async fn cause(&self, error: BackendError) -> BackendError {
+        #[cfg(target_arch = "wasm32")]
+        for _ in 0..10 {
+            if matches!(error, BackendError::Lost { .. }) || lock(&self.fault).is_some() {
+                break;
+            }
+            crate::backend::pause(50).await;
+        }
+        match &*lock(&self.fault) {
+            Some(lost @ BackendError::Lost { .. }) => lost.clone(),
+            _ => error,
+        }
+    }
+
     /// Counts a call of the device, for tests that inject a failure.
     ///
     /// # Errors

@@ -105,8 +105,12 @@ pub(super) fn submit(
         driven: false,
     };
     Ok(Ticket::new(async move {
-        read.shared.gpu.settle(unsettled).await?;
-        read.await
+        let shared = Arc::clone(&read.shared);
+        shared.gpu.settle(unsettled).await?;
+        match read.await {
+            Err(error) => Err(shared.gpu.cause(error).await),
+            words => words,
+        }
     }))
 }
 
