@@ -46,7 +46,7 @@ impl Colours {
 /// only with a megabyte of others.
 const ICONS: &[u8] = include_bytes!("icons.ttf");
 
-/// Turns off what moves by itself: where the processor draws, each frame of a fade or a blink takes its time.
+/// Turns off what moves by itself: where the CPU draws, each frame of a fade or a blink takes its time.
 pub fn keep_still(ctx: &egui::Context) {
     ctx.all_styles_mut(|style| {
         style.animation_time = 0.0;

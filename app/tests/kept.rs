@@ -260,7 +260,7 @@ fn a_damaged_file_and_a_disk_that_refuses_are_told() {
     let (mut harness, played) = play(&place);
     shows(&mut harness, "history: ", true);
     turn(&mut harness, &played, "a question", "an answer");
-    let sentence = "A chat could not be written to disk";
+    let sentence = "A chat could not be written to ";
     shows(&mut harness, sentence, true);
     assert_eq!(harness.state().chat().turns[0].answer, "an answer");
     std::fs::remove_file(&place).unwrap();

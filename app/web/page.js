@@ -6,7 +6,7 @@ export const fragment = () => location.hash.slice(1);
 
 export const link = (fragment) => `${location.href.split("#")[0]}#${fragment}`;
 
-// Whether the GPU is a program that runs on the processor.
+// Whether the GPU is a program that runs on the CPU.
 export async function software() {
     const { info } = await navigator.gpu.requestAdapter();
     return info.isFallbackAdapter || info.architecture === "swiftshader";

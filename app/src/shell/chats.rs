@@ -370,8 +370,11 @@ impl App {
                 Told::NotWritten { key, reason } => {
                     tracing::error!("a chat cannot be kept: {reason}");
                     self.list.not_written.insert(key);
+                    let place = self.list.keeper.as_ref().map(Keeper::place);
+                    let place = place.unwrap_or_default();
+                    let reason = reason.trim_end_matches('.');
                     let sentence = format!(
-                        "A chat could not be written to disk: {reason}. It stays in this window until then."
+                        "A chat could not be written to {place}: {reason}. It stays in this window until then."
                     );
                     self.list.problem = Some(Problem::new(sentence, WayOut::KeepAgain));
                 }

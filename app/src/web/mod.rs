@@ -19,7 +19,7 @@ use crate::theme;
 
 /// Interval at which new text is drawn.
 const SPACING: Duration = Duration::from_millis(33);
-/// The same where drawing takes the time of the processor that the model needs.
+/// The same where drawing takes the time of the CPU that the model needs.
 const SOFTWARE_SPACING: Duration = Duration::from_secs(1);
 
 /// Starts what the address asks for: the app, or with `?conformance` nothing, since the page then calls

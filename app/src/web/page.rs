@@ -21,7 +21,7 @@ extern "C" {
     pub fn forget(key: &str);
     /// Downloads bytes under a name.
     pub fn download(name: &str, bytes: &[u8]);
-    /// Whether the browser's GPU is a program that runs on the processor.
+    /// Whether the browser's GPU is a program that runs on the CPU.
     #[wasm_bindgen(catch)]
     pub async fn software() -> Result<JsValue, JsValue>;
     /// The files that the user chooses, of these kinds; none if the dialog is closed. `what` is `file`, `files` or `folder`.

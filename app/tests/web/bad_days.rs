@@ -12,7 +12,7 @@ use super::browser::Browser;
 use super::{KEPT, QUESTION, ask, kept, picture, send, shown, site};
 
 /// Runs before the page's own script. `hidden` holds frames back, as browsers do for a tab in the background; `exhausted` makes
-/// every allocation report that there is no memory; `devices` are those that were opened, the model's last, whose loss is reported
+/// every allocation report that there is no memory; `full` makes the storage refuse what is written; `devices` are those that were opened, the model's last, whose loss is reported
 /// late.
 const HOOKS: &str = "
 globalThis.devices = [];
@@ -30,6 +30,11 @@ Object.defineProperty(GPUDevice.prototype, 'lost', {
         return lost.call(this).then((why) => new Promise((tell) => setTimeout(tell, 200, why)));
     },
 });
+const set = Storage.prototype.setItem;
+Storage.prototype.setItem = function (...given) {
+    if (globalThis.full) throw new DOMException('The quota has been exceeded.', 'QuotaExceededError');
+    set.apply(this, given);
+};
 const map = GPUBuffer.prototype.mapAsync;
 GPUBuffer.prototype.mapAsync = function (...given) {
     reads += 1;
@@ -139,4 +144,23 @@ fn goes_on_from_a_link(page: &mut Browser, chat: Value) {
     assert_eq!(chat["turns"][0]["answer"], json!("The red box holds 3."));
     assert_eq!(chat["turns"][1]["answer"], json!("The blue box holds 2."));
     picture(page, "link.png");
+    outlasts_a_full_storage(page);
+}
+
+/// A chat for which the storage has no room is shown, and kept when there is room again.
+fn outlasts_a_full_storage(page: &mut Browser) {
+    let before = kept(page);
+    page.evaluate("globalThis.full = true");
+    page.type_and_enter("What does the red box hold?");
+    wait_for_problem(
+        page,
+        "this browser's storage: The quota has been exceeded. It stays",
+    );
+    picture(page, "full.png");
+    page.evaluate("globalThis.full = false");
+    // The next version is written by the answer's end.
+    let chat = ask(page, "What does the blue box hold?", 4);
+    assert_eq!(chat["turns"][2]["answer"], json!("The red box holds 3."));
+    assert_eq!(chat["turns"][3]["answer"], json!("The blue box holds 2."));
+    assert_eq!(kept(page).len(), before.len());
 }

@@ -102,6 +102,22 @@ fn control(page: &mut Browser, key: &str) {
     std::thread::sleep(Duration::from_secs(1));
 }
 
+/// Chooses a file in the dialog of models, which reads its header.
+fn choose(page: &mut Browser, path: &Path) {
+    page.evaluate("window.chosen = undefined, window.read = []");
+    control(page, "M");
+    click_until(
+        page,
+        530,
+        170..200,
+        "window.chosen !== undefined && !window.chosen.webkitdirectory",
+    );
+    let input = page.call("Runtime.evaluate", json!({ "expression": "window.chosen" }));
+    let files = json!({ "files": [path], "objectId": input["result"]["objectId"] });
+    page.call("DOM.setFileInputFiles", files);
+    page.wait_for("window.read.length > 0");
+}
+
 /// What the page says, once it says something.
 fn sentence(page: &mut Browser) -> String {
     page.wait_for("document.body.dataset.state === 'shown' && document.getElementById('state').textContent !== ''");
@@ -164,17 +180,7 @@ fn a_model_from_a_server_or_a_file_answers_as_on_the_cpu_and_is_never_read_whole
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("demo.gguf");
     write_gguf(&path);
-    control(&mut page, "M");
-    click_until(
-        &mut page,
-        530,
-        170..200,
-        "window.chosen !== undefined && !window.chosen.webkitdirectory",
-    );
-    let input = page.call("Runtime.evaluate", json!({ "expression": "window.chosen" }));
-    let files = json!({ "files": [path], "objectId": input["result"]["objectId"] });
-    page.call("DOM.setFileInputFiles", files);
-    page.wait_for("window.read.length > 0");
+    choose(&mut page, &path);
     click_until(&mut page, 375, 340..380, "window.read.length > 10");
     let others = page.evaluate("Object.keys(localStorage).filter((key) => key.startsWith('kimi-linear/chats/')).forEach((key) => localStorage.removeItem(key))");
     assert_eq!(others, Value::Null);
@@ -202,6 +208,17 @@ fn a_model_from_a_server_or_a_file_answers_as_on_the_cpu_and_is_never_read_whole
     let length = std::fs::metadata(&path).unwrap().len() as usize;
     read_by_ranges(&sizes.collect::<Vec<_>>(), length);
     picture(&mut page, "from-a-file.png");
+
+    // A file that is removed between the dialog and the loading.
+    choose(&mut page, &path);
+    std::fs::remove_file(&path).unwrap();
+    click_until(
+        &mut page,
+        375,
+        340..380,
+        "document.getElementById('state').textContent.includes('it was changed or removed after it was chosen')",
+    );
+    picture(&mut page, "removed.png");
 }
 
 /// Every byte of a file of `length` bytes was read, little more than once, and never a large part of it at a time.
