@@ -95,6 +95,7 @@ fn products(name: &str, rows: usize, weights: usize) -> (CpuBackend, Box<dyn Ste
         segments: vec![segment],
         outputs: Vec::new(),
         draws: Vec::new(),
+        fed: Vec::new(),
     };
     (backend, step, batch)
 }

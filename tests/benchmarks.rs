@@ -105,6 +105,7 @@ fn logits(backend: Box<dyn Backend>, seed: u32) -> Vec<f32> {
             .map(|row| OutputRow { row, target: None })
             .collect(),
         draws: Vec::new(),
+        fed: Vec::new(),
     };
     let output = step.submit(&batch).unwrap().wait().unwrap();
     assert!(output.choices.iter().all(|choice| choice.finite));

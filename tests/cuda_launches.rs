@@ -100,6 +100,7 @@ fn batch(segments: Vec<Segment>) -> Batch {
         outputs: outputs.collect(),
         segments,
         draws: (0..rows).map(draw).collect(),
+        fed: Vec::new(),
     }
 }
 

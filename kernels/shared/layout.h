@@ -4,6 +4,7 @@
 
 enum : u32 {
     NONE = 4294967295u,                     // no slot, no target, no split, no list
+    FED = 2147483648u,                      // the bit of a token id that is drawn, beside the number of the draw
     FORMAT_F32 = 0u,                        // the format of a weight's numbers
     FORMAT_BF16 = 1u,                       // the format of a weight's numbers
     FORMAT_F16 = 2u,                        // the format of a weight's numbers
@@ -27,7 +28,7 @@ enum : u32 {
     TOKENS = 0u,                            // tokens of all segments
     SEGMENTS = 1u,                          // segments
     OUTPUTS = 2u,                           // output rows
-    AT_TOKENS = 3u,                         // [T]: token ids
+    AT_TOKENS = 3u,                         // [T]: token ids, or FED with the number of a draw
     AT_OWNERS = 4u,                         // [T]: the segment of each token
     AT_SEGMENTS = 5u,                       // [segments, SEGMENT]: followed by block tables and checkpoints
     AT_OUTPUTS = 6u,                        // [outputs, OUTPUT_WORDS]

@@ -1,6 +1,7 @@
 // Generated from `src/backend/gpu/layout.rs`.
 
 const NONE: u32 = 4294967295u;              // no slot, no target, no split, no list
+const FED: u32 = 2147483648u;               // the bit of a token id that is drawn, beside the number of the draw
 const FORMAT_F32: u32 = 0u;                 // the format of a weight's numbers
 const FORMAT_BF16: u32 = 1u;                // the format of a weight's numbers
 const FORMAT_F16: u32 = 2u;                 // the format of a weight's numbers
@@ -24,7 +25,7 @@ const ALL_STEPS: u32 = 2u;                  // all segments by steps
 const TOKENS: u32 = 0u;                     // tokens of all segments
 const SEGMENTS: u32 = 1u;                   // segments
 const OUTPUTS: u32 = 2u;                    // output rows
-const AT_TOKENS: u32 = 3u;                  // [T]: token ids
+const AT_TOKENS: u32 = 3u;                  // [T]: token ids, or FED with the number of a draw
 const AT_OWNERS: u32 = 4u;                  // [T]: the segment of each token
 const AT_SEGMENTS: u32 = 5u;                // [segments, SEGMENT]: followed by block tables and checkpoints
 const AT_OUTPUTS: u32 = 6u;                 // [outputs, OUTPUT_WORDS]

@@ -46,6 +46,18 @@ pub struct Batch {
     pub outputs: Vec<OutputRow>,
     /// The draws from these rows, for a step that [samples](super::Op::Sample).
     pub draws: Vec<Draw>,
+    /// Tokens that are not known on the host yet, ascending by row; their ids in [`Batch::tokens`] are ignored.
+    pub fed: Vec<FedToken>,
+}
+
+/// A token that the submission before drew, and that stayed on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FedToken {
+    /// Its index in [`Batch::tokens`].
+    pub row: usize,
+    /// The draw's index in [`Batch::draws`] of that submission, below the rows of [`Sample::drawn`](super::Sample::drawn).
+    /// If that submission had no such draw, any token is taken.
+    pub draw: usize,
 }
 
 /// Consecutive tokens of one sequence.

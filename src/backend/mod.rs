@@ -35,7 +35,7 @@ mod weight;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
-pub use batch::{Batch, Capacity, OutputRow, Segment, StateCheckpoint};
+pub use batch::{Batch, Capacity, FedToken, OutputRow, Segment, StateCheckpoint};
 pub use block::{KdaBlock, MlaBlock, MlpBlock, MoeBlock};
 pub use choose::{BackendKind, devices, open};
 pub use collective::{Alone, Collective, Shard, Threads};
@@ -89,6 +89,11 @@ pub struct Device {
 pub trait Backend: MaybeSend {
     /// The device that this backend drives.
     fn device(&self) -> &Device;
+
+    /// Whether a submission returns before the device has run it, so that the host can work meanwhile.
+    fn is_asynchronous(&self) -> bool {
+        false
+    }
 
     /// The part of heads, experts and vocabulary on this backend; [`Shard::WHOLE`] on one device.
     fn shard(&self) -> Shard;

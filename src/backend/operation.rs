@@ -41,7 +41,7 @@ macro_rules! ops {
 }
 
 ops! {
-    /// `output[t] = weight[token[t]]`: the token embedding.
+    /// `output[t] = weight[token[t]]`: the token embedding. Tokens in [`Batch::fed`](super::Batch::fed) are drawn ones.
     Embed(Embed) = "embed", Embed;
     /// `output = input / sqrt(mean(input^2) + eps) * weight`, row by row. If the output has one row per
     /// [`OutputRow`](super::OutputRow) and the input one per token, only the requested rows are read.
@@ -77,7 +77,7 @@ ops! {
     AllGather(AllGather) = "all_gather", AllGather;
     /// The next token of each output row: its best candidates and log-normaliser.
     Select(Select) = "select", Select;
-    /// Draws a token for each [`Draw`](super::Draw) of the batch.
+    /// Draws a token for each [`Draw`](super::Draw) of the batch, and keeps the tokens for the next submission.
     Sample(Sample) = "sample", Sample;
     /// Returns this tensor's rows, with their values at this point of the program, in
     /// [`StepOutput::probes`](super::StepOutput::probes) of every submission.
@@ -139,6 +139,8 @@ pub struct Operands {
     pub writes: Vec<Tensor>,
     /// The pool that it reads or writes, and which layer of it.
     pub pool: Option<(Pool, usize)>,
+    /// The drawn tokens that it reads or writes: a row per draw, not per token or output.
+    pub drawn: Option<Tensor>,
 }
 
 impl Operands {
@@ -148,7 +150,13 @@ impl Operands {
             weights: weights.to_vec(),
             writes: writes.to_vec(),
             pool: None,
+            drawn: None,
         }
+    }
+
+    /// The same, for an operation with drawn tokens.
+    fn with_drawn(self, drawn: Option<Tensor>) -> Self {
+        Self { drawn, ..self }
     }
 
     /// The same, for an operation on a layer of the states.
@@ -170,7 +178,7 @@ impl Op {
     pub fn operands(&self) -> Operands {
         let of = Operands::new;
         match self {
-            Self::Embed(op) => of(&[], &[op.weight], &[op.output]),
+            Self::Embed(op) => of(&[], &[op.weight], &[op.output]).with_drawn(op.drawn),
             Self::RmsNorm(op) => of(&[op.input], &[op.weight], &[op.output]),
             Self::Linear(op) => of(&[op.input], &[op.weight], &[op.output]),
             Self::ShortConv(op) => {
@@ -201,7 +209,7 @@ impl Op {
             Self::AllReduce(op) => of(&[op.target], &[], &[op.target]),
             Self::AllGather(op) => of(&[op.input], &[], &[op.output]),
             Self::Select(op) => of(&[op.logits], &[], &[]),
-            Self::Sample(op) => of(&[op.logits], &[], &[]),
+            Self::Sample(op) => of(&[op.logits], &[], &[]).with_drawn(op.drawn),
             Self::Probe(tensor) | Self::ProbePositions(tensor) => of(&[*tensor], &[], &[]),
             Self::TraceKda(op) => {
                 of(&[op.qkv, op.gates, op.beta], &[], &[op.output]).on_states(op.pool, op.layer)
@@ -229,6 +237,7 @@ impl fmt::Display for Op {
             weights,
             writes,
             pool,
+            drawn,
         } = self.operands();
         let written: Vec<String> = writes.iter().map(ToString::to_string).collect();
         let mut read: Vec<String> = reads.iter().map(ToString::to_string).collect();
@@ -238,6 +247,9 @@ impl fmt::Display for Op {
             Some((Pool::States(_), layer)) => write!(f, " states[{layer}]")?,
             Some((Pool::Latents(_), layer)) => write!(f, " latents[{layer}]")?,
             None => {}
+        }
+        if let Some(drawn) = drawn {
+            write!(f, " drawn t{}", drawn.id)?;
         }
         if !written.is_empty() {
             write!(f, " -> {}", written.join(" "))?;
@@ -251,6 +263,8 @@ impl fmt::Display for Op {
 pub struct Embed {
     /// `[vocabulary, d]`.
     pub weight: Weight,
+    /// The tokens that an earlier submission drew, from [`Sample::drawn`]; without it a batch cannot be fed.
+    pub drawn: Option<Tensor>,
     /// `[T, d]`.
     pub output: Tensor,
 }
@@ -517,4 +531,7 @@ pub struct Sample {
     pub logits: Tensor,
     /// Maximum sizes of a batch's draws.
     pub capacity: DrawCapacity,
+    /// `[draws, 2]`, [`Element::Index`](super::Element::Index): takes the drawn tokens, `u32::MAX` where none is allowed, and
+    /// the bits of their logits; of more draws than it has rows, the first.
+    pub drawn: Option<Tensor>,
 }

@@ -271,6 +271,7 @@ mod tests {
             }],
             outputs: Vec::new(),
             draws: Vec::new(),
+            fed: Vec::new(),
         };
         let mut step = backend.compile(&program, capacity).unwrap();
         step.submit(&batch).unwrap().wait().unwrap();

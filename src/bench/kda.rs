@@ -216,6 +216,7 @@ impl Planned {
             segments: segments.collect(),
             outputs: Vec::new(),
             draws: Vec::new(),
+            fed: Vec::new(),
         };
         Ok(Self {
             step,

@@ -298,6 +298,7 @@ fn plain(phase: Phase, rows: usize) -> (Batch, Capacity) {
         segments,
         outputs: Vec::new(),
         draws: Vec::new(),
+        fed: Vec::new(),
     };
     (batch, capacity)
 }
@@ -456,6 +457,7 @@ fn attention(
             .collect(),
         outputs: Vec::new(),
         draws: Vec::new(),
+        fed: Vec::new(),
     };
     let capacity = Capacity {
         tokens: rows,

@@ -95,6 +95,7 @@ pub(super) fn run(
             .collect(),
         outputs: Vec::new(),
         draws: Vec::new(),
+        fed: Vec::new(),
     };
     let all = operations(&mut *step, &batch, effort)?;
     if all.is_empty() {

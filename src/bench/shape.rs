@@ -415,6 +415,7 @@ fn decode(config: &ModelConfig, context: usize, sequences: usize) -> Batch {
             .map(|row| OutputRow { row, target: None })
             .collect(),
         draws: Vec::new(),
+        fed: Vec::new(),
     }
 }
 
@@ -430,6 +431,7 @@ fn prompt(config: &ModelConfig, position: usize, length: usize) -> Batch {
             target: None,
         }],
         draws: Vec::new(),
+        fed: Vec::new(),
     }
 }
 

@@ -166,6 +166,7 @@ pub fn measure(model: &mut Model, test: Test, repetitions: usize) -> Result<Thro
                 tokens: tokens.to_vec(),
                 segments: vec![segment],
                 draws: Vec::new(),
+                fed: Vec::new(),
             };
             step.submit(&batch)?.wait()?;
         }

@@ -20,7 +20,7 @@ use crate::checkpoint::Format;
 use crate::config::Dtype;
 
 /// Rows planned in addition to those that a case needs.
-const PADDING: usize = 3;
+pub(super) const PADDING: usize = 3;
 
 /// One comparison: the error and its bound.
 #[derive(Clone, Debug, PartialEq)]
@@ -526,6 +526,7 @@ pub(super) fn plain(count: usize) -> Batch {
         }],
         outputs: Vec::new(),
         draws: Vec::new(),
+        fed: Vec::new(),
     }
 }
 

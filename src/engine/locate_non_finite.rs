@@ -112,6 +112,7 @@ impl Engine {
                     target: None,
                 }],
                 draws: Vec::new(),
+                fed: Vec::new(),
             };
             let output = step.submit(&batch)?.await?;
             let broken = |probe: &TensorValues| {

@@ -188,10 +188,17 @@ impl Planner<'_> {
         } else {
             self.plan(Rows::Outputs, config.vocab_size, Element::F32)?
         };
+        // A draw for each segment of a step that feeds the next one.
+        let draws = self.limits.step.segments;
+        let drawn = self
+            .backend
+            .tensor(Rows::Outputs, draws, 2, Element::Index)?;
+        self.bytes += 8 * draws as u64;
         Ok(Head {
             normed,
             local_logits,
             logits,
+            drawn,
         })
     }
 }

@@ -105,6 +105,8 @@ struct Head {
     local_logits: Tensor,
     /// `[O, vocabulary]`, f32; the same tensor if one rank holds the whole vocabulary.
     logits: Tensor,
+    /// `[draws, 2]`: the drawn tokens and their logits, for the next step.
+    drawn: Tensor,
 }
 
 /// A loaded model.

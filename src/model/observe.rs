@@ -152,6 +152,7 @@ impl Observer<'_> {
                 }],
                 outputs: outputs.map(|row| OutputRow { row, target: None }).collect(),
                 draws: Vec::new(),
+                fed: Vec::new(),
             };
             let output = self.step.submit(&batch)?.wait()?;
             show(&self.observed(first, part, &output))?;

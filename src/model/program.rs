@@ -23,6 +23,7 @@ impl Model {
             program.section("embedding");
             program.push(Embed {
                 weight: self.embedding,
+                drawn: Some(self.head.drawn),
                 output: hidden,
             });
             if step_options.probe_hidden {
@@ -109,6 +110,7 @@ impl Model {
             program.push(Sample {
                 logits: head.logits,
                 capacity,
+                drawn: Some(head.drawn),
             });
         }
     }

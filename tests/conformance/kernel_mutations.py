@@ -23,6 +23,8 @@ from mutation_rows import unmatched
 MUTATIONS = [
     # file, from, to, cases
     ("embed.cu", "batch[batch[AT_TOKENS] + t]", "batch[batch[AT_TOKENS]]", "embed"),
+    ("embed.cu", "drawn[2 * (token ^ FED)]", "drawn[token ^ FED]", "embed/fed"),
+    ("embed.cu", ", vocabulary - 1);", ", vocabulary);", "embed/fed"),
     ("rms_norm.cu", "/ (float)width + eps)", "/ (float)width) + eps", "rms_norm"),
     ("rms_norm.cu", "gather ? batch[batch[AT_OUTPUTS] + OUTPUT_WORDS * r + OUTPUT_ROW] : r", "r", "rms_norm"),
     ("rms_norm.cu", "SHARED(float, scratch, 32);", "SHARED(float, scratch, 4);", "rms_norm"),

@@ -22,6 +22,7 @@ from mutation_rows import unmatched
 CPU = "src/backend/cpu/"
 MUTATIONS = [
     # file, from, to
+    (CPU + "embed.rs", "drawn[2 * fed.draw]", "drawn[fed.draw]"),
     (CPU + "kda_gates.rs", "let rate = -a_log[head].exp();", "let rate = a_log[head].exp();"),
     (CPU + "kda_gates.rs", "a_log[head]", "a_log[heads - 1 - head]"),
     (CPU + "math.rs", "ln(sum) * (power / rounded)", "ln(sum)"),
@@ -73,6 +74,7 @@ MUTATIONS = [
     ("shaders/shared/blocks.wgsl", "stored_word(base, at + 3u) << (32u - shift)", "stored_word(base, at) << (32u - shift)"),
     ("shaders/shared/blocks.wgsl", "} else if (rest >= 0x0400u) {", "} else {"),
     ("src/backend/wgpu/weights.rs", "Format::Block(_) => row.next_multiple_of(VECTOR)", "Format::Block(_) => row / VECTOR * VECTOR"),
+    ("shaders/embed.wgsl", "drawn[2u * (token ^ FED)]", "drawn[token ^ FED]"),
     ("shaders/kda_gates.wgsl", "gates[i] = -exp(a_log[head])", "gates[i] = exp(a_log[head])"),
     ("shaders/kda_chunk.wgsl", "u = fma(-a[t * C + before]", "u = fma(a[t * C + before]"),
     ("shaders/kda_chunk.wgsl", "let decay = prepared[base + 3u * C * k + d];", "let decay = 1.0;"),

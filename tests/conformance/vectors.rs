@@ -166,7 +166,11 @@ fn embedded(
         segments: 1,
         ..Capacity::default()
     };
-    let program = Program::from_iter([Op::from(Embed { weight, output })]);
+    let program = Program::from_iter([Op::from(Embed {
+        weight,
+        drawn: None,
+        output,
+    })]);
     let batch = Batch {
         tokens: (0..rows as u32).collect(),
         segments: vec![Segment {
@@ -179,6 +183,7 @@ fn embedded(
         }],
         outputs: Vec::new(),
         draws: Vec::new(),
+        fed: Vec::new(),
     };
     let mut step = backend.compile(&program, capacity).unwrap();
     step.submit(&batch).unwrap().wait().unwrap();

@@ -50,6 +50,7 @@ pub const OPTIONS: EngineOptions = EngineOptions {
     host_bytes: 64 << 20,
     quantum: 1 << 20,
     cached_steps: 16,
+    async_scheduling: true,
     queue: usize::MAX,
 };
 
@@ -251,6 +252,7 @@ pub fn without_engine(
                 target: None,
             }],
             draws: Vec::new(),
+            fed: Vec::new(),
         };
         let output = step.submit(&batch).unwrap().wait().unwrap();
         at = segment.end;

@@ -48,6 +48,7 @@ pub(super) fn logits(
             .collect(),
         tokens,
         draws: Vec::new(),
+        fed: Vec::new(),
     };
     let options = StepOptions {
         candidates: 1,

@@ -54,5 +54,6 @@ pub fn batch(tokens: &[u32], position: usize, blocks: usize) -> Batch {
             .map(|row| OutputRow { row, target: None })
             .collect(),
         draws: Vec::new(),
+        fed: Vec::new(),
     }
 }

@@ -253,6 +253,7 @@ fn recurrence(lengths: &[usize], named: usize) -> (Vec<u32>, Vec<u32>) {
         segments: segments.collect(),
         outputs: Vec::new(),
         draws: Vec::new(),
+        fed: Vec::new(),
     };
     step.submit(&batch).unwrap().wait().unwrap();
     let TensorValues::F32(rows) = backend.read_tensor(output, tokens).wait().unwrap() else {

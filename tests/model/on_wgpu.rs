@@ -69,6 +69,7 @@ fn batch(tokens: &[u32], segments: Vec<Segment>) -> Batch {
             })
             .collect(),
         draws: Vec::new(),
+        fed: Vec::new(),
     }
 }
 
@@ -335,6 +336,7 @@ fn submissions_run_in_order_and_may_overlap() {
         }],
         outputs: Vec::new(),
         draws: Vec::new(),
+        fed: Vec::new(),
     };
     let tickets: Vec<_> = [4, 2, 3].map(|n| step.submit(&batch(n)).unwrap()).into();
     let probes: Vec<_> = tickets
@@ -382,6 +384,7 @@ fn a_lost_device_is_a_sentence() {
         }],
         outputs: Vec::new(),
         draws: Vec::new(),
+        fed: Vec::new(),
     };
     let [under_way, dropped] = [(); 2].map(|()| step.submit(&batch).unwrap());
     backend.lose_device();

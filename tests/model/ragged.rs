@@ -69,6 +69,7 @@ fn submit(step: &mut dyn Step, tokens: Vec<u32>, segments: Vec<Segment>) -> Step
         segments,
         outputs,
         draws: Vec::new(),
+        fed: Vec::new(),
     })
     .unwrap()
     .wait()
@@ -426,6 +427,7 @@ fn batches_that_do_not_fit_are_refused_and_change_nothing() {
                 segments,
                 outputs: Vec::new(),
                 draws: Vec::new(),
+                fed: Vec::new(),
             })
             .err()
             .unwrap()

@@ -83,6 +83,7 @@ fn logits(dir: &Path) -> Vec<f32> {
             .map(|row| OutputRow { row, target: None })
             .collect(),
         draws: Vec::new(),
+        fed: Vec::new(),
     };
     let mut step = model.step(step, options).unwrap();
     step.submit(&batch).unwrap().wait().unwrap().logits

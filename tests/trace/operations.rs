@@ -37,6 +37,7 @@ fn one_token(position: usize, slot_in: Option<Slot>) -> Batch {
         }],
         outputs: Vec::new(),
         draws: Vec::new(),
+        fed: Vec::new(),
     }
 }
 
@@ -444,6 +445,7 @@ fn ragged(mut backend: Box<dyn Backend>) -> [Vec<f32>; 5] {
         segments: vec![segment(2, 9, 1, 0..1), segment(1, reached - 1, 0, 1..9)],
         outputs: Vec::new(),
         draws: Vec::new(),
+        fed: Vec::new(),
     };
     let found = step.submit(&batch).unwrap().wait().unwrap();
     assert_eq!(found.milliseconds, [], "nobody asked for times");

@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 use std::fmt::Display;
 
-use crate::backend::{Batch, Capacity, DrawCapacity, LatentLayout, Result, Sample, StateLayout};
+use crate::backend::{
+    Batch, Capacity, DrawCapacity, LatentLayout, Result, Sample, StateLayout, Tensor,
+};
 use crate::error::BackendError;
 
 /// What a program's operations require of its batches.
@@ -17,6 +19,8 @@ pub(crate) struct Demands {
     pub(crate) latents: Option<LatentLayout>,
     /// The operation that draws tokens.
     pub(crate) sample: Option<Sample>,
+    /// The drawn tokens that the embedding reads.
+    pub(crate) drawn: Option<Tensor>,
 }
 
 impl Demands {
@@ -30,11 +34,14 @@ impl Demands {
     /// Checks a batch before any of it runs.
     pub(crate) fn check(&self, capacity: &Capacity, batch: &Batch) -> Result<()> {
         self.check_sizes(capacity, batch)?;
+        self.check_fed(batch)?;
         if let Some(vocabulary) = self.vocabulary {
+            let mut fed = batch.fed.iter().map(|fed| fed.row).peekable();
             let outside = batch
                 .tokens
                 .iter()
                 .enumerate()
+                .filter(|(row, _)| fed.next_if_eq(row).is_none())
                 .find(|(_, token)| **token as usize >= vocabulary);
             if let Some((position, &token)) = outside {
                 return Err(BackendError::TokenOutOfRange {
@@ -52,6 +59,28 @@ impl Demands {
         }
         if let Some(layout) = &self.latents {
             check_blocks(layout, batch)?;
+        }
+        Ok(())
+    }
+
+    /// Fed tokens must be tokens of the batch, and drawn ones that the embedding reads.
+    fn check_fed(&self, batch: &Batch) -> Result<()> {
+        if self.vocabulary.is_none() {
+            // No operation reads tokens.
+            return Ok(());
+        }
+        let tokens = batch.tokens.len();
+        let kept = self.drawn.map_or(0, |drawn| drawn.capacity);
+        for fed in &batch.fed {
+            if fed.row >= tokens {
+                return wrong("the row of a fed token", format!("below {tokens}"), fed.row);
+            }
+            if fed.draw >= kept {
+                return wrong("the draw of a fed token", format!("below {kept}"), fed.draw);
+            }
+        }
+        if !batch.fed.is_sorted_by(|a, b| a.row < b.row) {
+            return wrong("the order of fed tokens", "ascending", "not");
         }
         Ok(())
     }

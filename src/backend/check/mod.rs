@@ -24,7 +24,10 @@ pub(crate) fn program(program: &Program, capacity: &Capacity, shard: Shard) -> R
     for op in &program.expanded(|_| false).ops {
         check(op, capacity, shard)?;
         match op {
-            Op::Embed(op) => demands.vocabulary = Some(op.weight.rows),
+            Op::Embed(op) => {
+                demands.vocabulary = Some(op.weight.rows);
+                demands.drawn = op.drawn;
+            }
             Op::ShortConv(op) => demands.states = Some(op.pool.layout),
             Op::KdaRecurrence(op) => demands.states = Some(op.pool.layout),
             Op::TraceKda(op) => demands.states = Some(op.pool.layout),
@@ -122,6 +125,12 @@ impl Operation {
         self.same(what, name(expected), name(found.rows))
     }
 
+    /// Fails unless these are drawn tokens and their logits.
+    fn drawn(self, drawn: Option<Tensor>) -> Result<()> {
+        let mut drawn = drawn.into_iter();
+        drawn.try_for_each(|drawn| self.tensor("the drawn tokens", drawn, 2, Index))
+    }
+
     /// Fails unless the pool has this layer.
     fn layer(self, layer: usize, layers: usize) -> Result<()> {
         if layer < layers {
@@ -191,6 +200,7 @@ use Element::{Activation, F32, Index};
 impl Embed {
     fn check(&self, op: Operation) -> Result<()> {
         op.rows("the output", Rows::Tokens, self.output)?;
+        op.drawn(self.drawn)?;
         op.weight(
             "the weight",
             self.weight,

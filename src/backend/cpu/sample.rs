@@ -22,6 +22,12 @@ pub(super) fn sample(logits: &[f32], vocabulary: usize, draws: &[Draw]) -> Vec<O
     draws.collect()
 }
 
+/// Keeps a draw for the next submission: `[token, bits of its logit]`.
+pub(super) fn keep(draw: Option<Drawn>, row: &mut [u32]) {
+    let kept = draw.map_or([u32::MAX, 0], |draw| [draw.token, draw.logit.to_bits()]);
+    row.copy_from_slice(&kept);
+}
+
 /// An integer in the total order of all floats.
 #[inline(always)]
 fn order_key(logit: f32) -> u32 {

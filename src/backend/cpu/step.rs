@@ -182,7 +182,11 @@ impl CpuStep {
 
     fn embed(&mut self, op: Embed) {
         self.record_rows("embed", op.output, move |memory, run, output| {
-            embed::embed(&run.batch.tokens, memory.weight(op.weight), output);
+            let drawn = op
+                .drawn
+                .map_or(&[][..], |drawn| memory.index(drawn, drawn.capacity));
+            let tokens = embed::tokens(run.batch, drawn, op.weight.rows);
+            embed::embed(&tokens, memory.weight(op.weight), output);
         });
     }
 
@@ -409,6 +413,11 @@ impl CpuStep {
         self.defer("sample", move |memory, run, result| {
             let logits = memory.f32(op.logits, run.rows(Rows::Outputs));
             result.draws = sample::sample(logits, op.logits.width, &run.batch.draws);
+            if let Some(drawn) = op.drawn {
+                let rows = memory.index_mut(drawn, drawn.capacity).chunks_exact_mut(2);
+                rows.zip(&result.draws)
+                    .for_each(|(row, draw)| sample::keep(*draw, row));
+            }
             Ok(())
         });
     }

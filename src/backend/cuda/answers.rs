@@ -57,7 +57,9 @@ impl CudaStep {
         };
         let bytes = row * most as u64;
         let aside = Arc::new(Buffer::new(&self.shared.machine, "a probed tensor", bytes)?);
-        self.copy(&source, &aside, row, tensor.rows);
+        self.copy(&source, &aside, move |metadata| {
+            row * metadata.count(tensor.rows) as u64
+        });
         self.answer(aside, Answer::Probe(tensor));
         Ok(())
     }

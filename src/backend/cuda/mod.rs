@@ -93,6 +93,10 @@ impl Backend for CudaBackend {
         self.shared.machine.device()
     }
 
+    fn is_asynchronous(&self) -> bool {
+        true
+    }
+
     fn shard(&self) -> Shard {
         Shard::WHOLE
     }

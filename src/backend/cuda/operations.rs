@@ -1,6 +1,7 @@
 //! Selects the function that records each operation, and has those for operations on rows: embedding, norm, products,
 //! activation, sum.
 
+use super::machine::Argument;
 use super::step::{CudaStep, arguments, kind};
 use crate::backend::{Add, Element, Embed, Linear, Op, Result, RmsNorm, Swiglu};
 
@@ -44,7 +45,16 @@ impl CudaStep {
         let [weight, format] = self.stored(op.weight)?;
         let output = self.tensor(op.output)?;
         let width = op.output.width;
-        let kernel = self.kernel("embed", 128, arguments![weight, format, &output, width]);
+        let drawn = match op.drawn {
+            Some(drawn) => Argument::from(&self.tensor(drawn)?),
+            None => Argument::Null,
+        };
+        let vocabulary = op.weight.rows;
+        let kernel = self.kernel(
+            "embed",
+            128,
+            arguments![drawn, weight, format, &output, vocabulary, width],
+        );
         self.launch(kernel, |metadata| [metadata.tokens as u32, 1, 1]);
         Ok(())
     }

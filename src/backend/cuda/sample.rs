@@ -75,6 +75,12 @@ impl CudaStep {
             ],
         );
         self.launch(kernel, |metadata| [metadata.draws.all as u32, 1, 1]);
+        if let Some(kept) = op.drawn {
+            let (to, most) = (self.tensor(kept)?, kept.capacity);
+            self.copy(&drawn, &to, move |metadata| {
+                4 * (metadata.draws.all.min(most) * DRAWN_WORDS) as u64
+            });
+        }
         self.answer(drawn, Answer::Draws);
         Ok(())
     }

@@ -117,8 +117,8 @@ enum Encoded {
     Launch(Launch, Size),
     /// Of all tokens, if any segment has several.
     Product(Product),
-    /// With bytes per row.
-    Copy(Arc<Buffer>, Arc<Buffer>, u64, Rows),
+    /// With the number of bytes.
+    Copy(Arc<Buffer>, Arc<Buffer>, OfBatch<u64>),
     Answer(Arc<Buffer>, Answer),
     /// Commands whose number depends on the batch.
     Each(Listed),
@@ -409,9 +409,15 @@ impl CudaStep {
         self.push_command(Encoded::Answer(buffer, answer));
     }
 
-    /// Encodes a copy of all rows, which have this number of bytes on both sides.
-    pub(super) fn copy(&mut self, from: &Arc<Buffer>, to: &Arc<Buffer>, bytes: u64, rows: Rows) {
-        self.push_command(Encoded::Copy(Arc::clone(from), Arc::clone(to), bytes, rows));
+    /// Encodes a copy of the first bytes of a buffer.
+    pub(super) fn copy(
+        &mut self,
+        from: &Arc<Buffer>,
+        to: &Arc<Buffer>,
+        bytes: impl Fn(&BatchMetadata) -> u64 + Send + 'static,
+    ) {
+        let (from, to) = (Arc::clone(from), Arc::clone(to));
+        self.push_command(Encoded::Copy(from, to, Box::new(bytes)));
     }
 
     pub(super) fn tensor(&self, tensor: Tensor) -> Result<Arc<Buffer>> {
@@ -472,8 +478,8 @@ impl CudaStep {
                     };
                     (metadata.several_rows > 0).then_some(Command::Product(product))
                 }
-                Encoded::Copy(from, to, bytes, rows) => {
-                    let bytes = bytes * metadata.count(*rows) as u64;
+                Encoded::Copy(from, to, bytes) => {
+                    let bytes = bytes(metadata);
                     let (from, to) = (Place::new(from, 0, bytes)?, Place::new(to, 0, bytes)?);
                     (bytes > 0).then_some(Command::Copy { from, to })
                 }
@@ -505,7 +511,9 @@ impl CudaStep {
         self.name("all_gather");
         let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
         let bytes = memory::size(op.input.element) * op.input.width as u64;
-        self.copy(&input, &output, bytes, op.input.rows);
+        self.copy(&input, &output, move |metadata| {
+            bytes * metadata.count(op.input.rows) as u64
+        });
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ use bytemuck::Pod;
 
 use super::draw_metadata::{DrawCounts, draw_words};
 use super::layout::{
-    CheckpointWords, ChunkWords, CutWords, Header, NONE, OutputWords, ScanWords, SegmentWords,
+    CheckpointWords, ChunkWords, CutWords, FED, Header, NONE, OutputWords, ScanWords, SegmentWords,
     SpanWords, SpannedWords, TileWords, WindowWords,
 };
 use crate::backend::check::Demands;
@@ -333,7 +333,11 @@ impl BatchMetadata {
 
     /// Token ids, their segments, output rows, and the rows in the segments' order.
     fn rows(&mut self, batch: &Batch, starts: &[usize], order: &[usize]) {
-        self.list(Header::AtTokens, &batch.tokens);
+        let mut tokens = batch.tokens.clone();
+        for fed in &batch.fed {
+            tokens[fed.row] = FED | word(fed.draw);
+        }
+        self.list(Header::AtTokens, &tokens);
         let segments = batch.segments.iter().enumerate();
         let owners = segments.flat_map(|(i, one)| std::iter::repeat_n(word(i), one.length));
         self.list(Header::AtOwners, &owners.collect::<Vec<u32>>());
@@ -480,6 +484,7 @@ mod tests {
             segments: positions.iter().map(segment).collect(),
             outputs: Vec::new(),
             draws: Vec::new(),
+            fed: Vec::new(),
         }
     }
 

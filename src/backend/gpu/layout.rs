@@ -71,7 +71,7 @@ header! {
     Tokens = "tokens of all segments",
     Segments = "segments",
     Outputs = "output rows",
-    AtTokens = "[T]: token ids",
+    AtTokens = "[T]: token ids, or FED with the number of a draw",
     AtOwners = "[T]: the segment of each token",
     AtSegments = "[segments, SEGMENT]: followed by block tables and checkpoints",
     AtOutputs = "[outputs, OUTPUT_WORDS]",
@@ -185,6 +185,9 @@ record!("Change", "ChangeWords", ChangeWords, "A change of a logit.", {
 /// No slot, no target, no split, no list.
 pub(in crate::backend) const NONE: u32 = u32::MAX;
 
+/// In place of a token id, with the number of the draw that has it: the token that the submission before drew.
+pub(in crate::backend) const FED: u32 = 1 << 31;
+
 /// How a recurrence runs over segments, in the order of its ids, with the names in the kernels.
 const FORMS: [(Form, &str, &str); 3] = [
     (
@@ -245,6 +248,11 @@ mod tests {
             writeln!(text, "{:<44}// {meaning}", line(name, value)).unwrap();
         };
         put("NONE", NONE, "no slot, no target, no split, no list");
+        put(
+            "FED",
+            FED,
+            "the bit of a token id that is drawn, beside the number of the draw",
+        );
         for (id, format) in FORMATS.iter().enumerate() {
             let name = format!("FORMAT_{format}");
             put(&name, id as u32, "the format of a weight's numbers");

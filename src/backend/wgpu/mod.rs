@@ -205,6 +205,10 @@ impl Backend for WgpuBackend {
         &self.shared.gpu.description
     }
 
+    fn is_asynchronous(&self) -> bool {
+        true
+    }
+
     fn shard(&self) -> Shard {
         Shard::WHOLE
     }

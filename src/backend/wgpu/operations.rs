@@ -4,12 +4,13 @@
 use super::params::params;
 use super::pipelines::{Bind, Program};
 use super::step::{WgpuStep, flat};
+use crate::backend::gpu::answers::DRAWN_WORDS;
 use crate::backend::gpu::batch_metadata::count_word;
 use crate::backend::{Add, Embed, Linear, Op, Result, RmsNorm, Rows, Swiglu, Weight};
 
 params! {
     Add of "add" { width: u32, rows: u32 }
-    Embed of "embed" { width: u32, stride: u32, first_row: u32, rows: u32 }
+    Embed of "embed" { width: u32, stride: u32, first_row: u32, rows: u32, vocabulary: u32 }
     Product of "linear_few", "linear_many" {
         columns: u32, stride: u32, outputs: u32, first: u32, width: u32, rows: u32,
     }
@@ -55,6 +56,10 @@ impl WgpuStep {
         self.name("embed");
         let output = self.tensor(op.output)?;
         let width = op.output.width;
+        let drawn = match op.drawn {
+            Some(drawn) => self.tensor(drawn)?,
+            None => self.encoder.scratch("no drawn tokens", DRAWN_WORDS)?,
+        };
         for part in self.encoder.parts("embed", op.weight)? {
             self.dispatch(
                 Program::new("embed").with("FORMAT", part.format),
@@ -63,8 +68,13 @@ impl WgpuStep {
                     stride: part.vectors,
                     first_row: part.rows.start as u32,
                     rows: part.rows.len() as u32,
+                    vocabulary: op.weight.rows as u32,
                 },
-                &[Bind::Read(2, &part.buffer), Bind::Write(3, &output)],
+                &[
+                    Bind::Read(2, &part.buffer),
+                    Bind::Write(3, &output),
+                    Bind::Read(4, &drawn),
+                ],
                 move |metadata| flat(metadata.tokens * width),
             )?;
         }

@@ -79,6 +79,12 @@ impl WgpuStep {
             &binds,
             |metadata| [metadata.draws.all as u32, 1, 1],
         )?;
+        if let Some(kept) = op.drawn {
+            let (to, most) = (self.tensor(kept)?, kept.capacity);
+            self.copy(&drawn, &to, move |metadata| {
+                4 * (metadata.draws.all.min(most) * DRAWN_WORDS) as u64
+            });
+        }
         self.answer(drawn, Answer::Draws);
         Ok(())
     }

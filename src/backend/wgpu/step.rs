@@ -27,6 +27,10 @@ use crate::backend::{
 trait Size: Fn(&BatchMetadata) -> [u32; 3] + MaybeSend {}
 impl<F: Fn(&BatchMetadata) -> [u32; 3] + MaybeSend> Size for F {}
 
+/// The number of bytes of a copy for a batch; none are copied if it is 0.
+trait Bytes: Fn(&BatchMetadata) -> u64 + MaybeSend {}
+impl<F: Fn(&BatchMetadata) -> u64 + MaybeSend> Bytes for F {}
+
 /// A dispatch with its pipeline and bind group.
 pub(super) struct Launch {
     pipeline: Pipeline,
@@ -56,8 +60,8 @@ pub(super) struct Windows {
 enum Command {
     Dispatch(Launch, Box<dyn Size>),
     Several(Windows),
-    /// Copies a tensor's rows into another.
-    Copy(wgpu::Buffer, wgpu::Buffer, Tensor),
+    /// Copies this number of bytes of a buffer into another.
+    Copy(wgpu::Buffer, wgpu::Buffer, Box<dyn Bytes>),
     /// Rows that are read back.
     Answer(wgpu::Buffer, Answer),
 }
@@ -225,6 +229,16 @@ impl WgpuStep {
         self.push_command(Command::Answer(buffer, answer));
     }
 
+    /// Encodes a copy of the first bytes of a buffer.
+    pub(super) fn copy(
+        &mut self,
+        from: &wgpu::Buffer,
+        to: &wgpu::Buffer,
+        bytes: impl Fn(&BatchMetadata) -> u64 + MaybeSend + 'static,
+    ) {
+        self.push_command(Command::Copy(from.clone(), to.clone(), Box::new(bytes)));
+    }
+
     pub(super) fn several(&mut self, windows: Windows) {
         self.push_command(Command::Several(windows));
     }
@@ -272,9 +286,9 @@ impl WgpuStep {
                         }
                     }
                 }
-                Command::Copy(source, target, tensor) => {
+                Command::Copy(source, target, bytes) => {
                     passes.open = None;
-                    let bytes = 4 * (metadata.count(tensor.rows) * tensor.width) as u64;
+                    let bytes = bytes(metadata);
                     if bytes > 0 {
                         encoder.copy_buffer_to_buffer(source, 0, target, 0, bytes);
                     }
@@ -340,7 +354,10 @@ impl WgpuStep {
     pub(super) fn encode_all_gather(&mut self, op: AllGather) -> Result<()> {
         self.name("all_gather");
         let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
-        self.push_command(Command::Copy(input, output, op.input));
+        let AllGather { input: rows, .. } = op;
+        self.copy(&input, &output, move |metadata| {
+            4 * (metadata.count(rows.rows) * rows.width) as u64
+        });
         Ok(())
     }
 }

@@ -62,6 +62,7 @@ impl BlockFixture {
             segments: segments.to_vec(),
             outputs: Vec::new(),
             draws: Vec::new(),
+            fed: Vec::new(),
         };
         ctx.submit(&mut *self.steps[which], &batch)?;
         ctx.read(self.output, tokens)

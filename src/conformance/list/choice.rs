@@ -192,6 +192,7 @@ fn in_flight(ctx: &mut CaseContext<'_>) -> Result<()> {
     let hidden = ctx.output(7, d)?;
     let embed = Embed {
         weight: table.weight,
+        drawn: None,
         output: hidden,
     };
     let mut step = ctx.compile(&plain(7), [Op::from(embed), Op::Probe(hidden)])?;

@@ -129,6 +129,7 @@ impl Fixture {
             segments: segments.to_vec(),
             outputs: Vec::new(),
             draws: Vec::new(),
+            fed: Vec::new(),
         };
         ctx.submit(&mut *self.step, &batch)?;
         ctx.read(self.output, tokens)

@@ -57,7 +57,11 @@ pub(super) fn embed(
     let outputs = vec![Output::activation(d, answer)];
     let operation = Operation::new(tokens, Vec::new(), outputs, move |_, outputs| {
         let output = outputs[0];
-        Op::from(Embed { weight, output })
+        Op::from(Embed {
+            weight,
+            drawn: None,
+            output,
+        })
     });
     Ok(Operation {
         tokens: ids,

@@ -172,6 +172,7 @@ impl Fixture {
             segments,
             outputs: Vec::new(),
             draws: Vec::new(),
+            fed: Vec::new(),
         };
         ctx.submit(&mut *self.step, &batch)?;
         ctx.read(self.output, tokens)

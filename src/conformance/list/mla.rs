@@ -130,6 +130,7 @@ fn batch(segments: Vec<Segment>) -> Batch {
         segments,
         outputs: Vec::new(),
         draws: Vec::new(),
+        fed: Vec::new(),
     }
 }
 

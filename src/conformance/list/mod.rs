@@ -4,6 +4,7 @@ mod blocks;
 mod choice;
 mod conv;
 mod dense;
+mod fed;
 mod gates;
 mod kda;
 mod kda_block;
@@ -119,6 +120,7 @@ pub fn timed() -> Vec<Case> {
 pub fn all() -> Vec<Case> {
     let parts = [
         dense::cases(),
+        fed::cases(),
         conv::cases(),
         gates::cases(),
         kda::cases(),

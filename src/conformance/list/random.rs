@@ -70,7 +70,14 @@ fn weight(ctx: &mut CaseContext<'_>, format: Format, [rows, columns]: [usize; 2]
         let output = ctx.output(rows, columns)?;
         let mut batch = plain(rows);
         batch.tokens = (0..rows as u32).collect();
-        let mut step = ctx.compile(&batch, [Op::from(Embed { weight, output })])?;
+        let mut step = ctx.compile(
+            &batch,
+            [Op::from(Embed {
+                weight,
+                drawn: None,
+                output,
+            })],
+        )?;
         ctx.submit(&mut *step, &batch)?;
         let found = ctx.read(output, rows)?;
         let number = |i| stored(random.value(i), format);

@@ -2,11 +2,12 @@
 
 use super::kda_fixture::{LAYER, record, segment};
 use crate::backend::{
-    Add, Batch, Block, Capacity, DrawCapacity, Element, Embed, GatedNorm, LatentLayout, LatentPool,
-    Linear, MlaAppend, Op, OutputRow, Program, Result, RmsNorm, Rows, Sample, Segment, Select,
-    ShortConv, Slot, StateCheckpoint, StateLayout, StatePool, Step, Swiglu, Tensor, Weight,
+    Add, Batch, Block, Capacity, DrawCapacity, Element, Embed, FedToken, GatedNorm, LatentLayout,
+    LatentPool, Linear, MlaAppend, Op, OutputRow, Program, Result, RmsNorm, Rows, Sample, Segment,
+    Select, ShortConv, Slot, StateCheckpoint, StateLayout, StatePool, Step, Swiglu, Tensor, Weight,
 };
 use crate::checkpoint::Format;
+use crate::conformance::context::PADDING;
 use crate::conformance::{Case, CaseContext, Tolerance};
 use crate::error::BackendError;
 
@@ -58,6 +59,7 @@ impl Fixture {
         let conv = ctx.random_matrix(Format::F32, [1, 12, 4], 1.0)?;
         let norm = ctx.norm_weight(Format::F32, 8)?;
         let (hidden, output) = (ctx.output(10, 12)?, ctx.output(10, 12)?);
+        let drawn = ctx.blank(Rows::Outputs, 2, 2, Element::Index)?;
         let capacity = Capacity {
             tokens: 10,
             segments: 3,
@@ -68,6 +70,7 @@ impl Fixture {
         let program = Program::from_iter([
             Op::from(Embed {
                 weight: table.weight,
+                drawn: Some(drawn),
                 output: hidden,
             }),
             Op::from(ShortConv {
@@ -140,6 +143,7 @@ fn good() -> Batch {
             },
         ],
         draws: Vec::new(),
+        fed: Vec::new(),
     }
 }
 
@@ -286,6 +290,25 @@ fn spoiled_slots() -> Vec<(&'static str, Spoil)> {
     ]
 }
 
+/// Batches with tokens that cannot be fed.
+fn spoiled_fed() -> Vec<(&'static str, Spoil)> {
+    let token = |row, draw| FedToken { row, draw };
+    vec![
+        (
+            "a fed token past the last row",
+            Box::new(move |batch| batch.fed = vec![token(5, 0)]),
+        ),
+        (
+            "a token fed by a draw that is not kept",
+            Box::new(move |batch| batch.fed = vec![token(0, 2 + PADDING)]),
+        ),
+        (
+            "fed tokens out of order",
+            Box::new(move |batch| batch.fed = vec![token(2, 0), token(1, 1)]),
+        ),
+    ]
+}
+
 /// Batches with wrong block tables.
 fn spoiled_blocks() -> Vec<(&'static str, Spoil)> {
     vec![
@@ -348,6 +371,7 @@ fn batches(ctx: &mut CaseContext<'_>) -> Result<()> {
         .into_iter()
         .chain(spoiled_checkpoints())
         .chain(spoiled_slots())
+        .chain(spoiled_fed())
         .chain(spoiled_blocks());
     for (what, spoil) in spoiled {
         let mut batch = good();
@@ -449,7 +473,13 @@ fn invalid_products(handles: &Handles) -> Vec<(&'static str, Op)> {
     };
     let embed = Embed {
         weight: matrix,
+        drawn: None,
         output: six,
+    };
+    let drawn_six = Embed {
+        drawn: Some(six),
+        output: eight,
+        ..embed
     };
     vec![
         ("linear, another input width", linear(six, six)),
@@ -459,6 +489,7 @@ fn invalid_products(handles: &Handles) -> Vec<(&'static str, Op)> {
         ("rms_norm, another output width", Op::from(norm(eight, six))),
         ("rms_norm, a matrix for a vector", Op::from(matrix_norm)),
         ("embed, another width", Op::from(embed)),
+        ("embed, drawn tokens of another shape", Op::from(drawn_six)),
     ]
 }
 
@@ -528,6 +559,7 @@ fn invalid_others(handles: &Handles) -> Vec<(&'static str, Op)> {
     let sample = Sample {
         logits: gates,
         capacity: DrawCapacity::NONE,
+        drawn: None,
     };
     vec![
         ("short_conv, rows of outputs", conv(outputs, six)),

@@ -120,6 +120,7 @@ fn sampled(
     let sample = Sample {
         logits,
         capacity: DrawCapacity::of(draws),
+        drawn: None,
     };
     let mut step = ctx.compile(&batch, [Op::from(sample)])?;
     Ok(ctx.submit(&mut *step, &batch)?.draws)

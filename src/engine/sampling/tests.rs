@@ -20,6 +20,7 @@ fn tokens(logits: &[f32], draws: Vec<Draw>) -> Vec<Option<u32>> {
     program.push(Sample {
         logits: row,
         capacity: DrawCapacity::of(&draws),
+        drawn: None,
     });
     let batch = Batch {
         tokens: vec![0],
@@ -36,6 +37,7 @@ fn tokens(logits: &[f32], draws: Vec<Draw>) -> Vec<Option<u32>> {
             target: None,
         }],
         draws,
+        fed: Vec::new(),
     };
     let mut step = backend.compile(&program, batch.size()).unwrap();
     let output = step.submit(&batch).unwrap().wait().unwrap();
@@ -49,7 +51,7 @@ fn sampler(sampling: &Sampling) -> Sampler {
 
 /// The next token of a sampler, which takes it.
 fn next(sampler: &mut Sampler) -> Result<u32, EngineError> {
-    let draws = sampler.draws(0, 0..1)?;
+    let draws = sampler.draws(0, 0..1, 0)?;
     let token = tokens(&LOGITS, draws)[0].unwrap();
     sampler.take(token)?;
     Ok(token)
@@ -59,7 +61,7 @@ fn next(sampler: &mut Sampler) -> Result<u32, EngineError> {
 fn answer(sampling: &Sampling, logits: &[f32], sample: usize, count: usize) -> Vec<u32> {
     let mut sampler = Sampler::new(sampling, &Vocabulary::new(logits.len()), &[]);
     let draws = (0..count).map(|_| {
-        let draw = sampler.draws(0, sample..sample + 1).unwrap().remove(0);
+        let draw = sampler.draws(0, sample..sample + 1, 0).unwrap().remove(0);
         sampler.take(0).unwrap();
         draw
     });
@@ -147,7 +149,7 @@ fn a_sampler_that_takes_tokens_over_continues_as_the_other() {
     for token in first {
         other.take(token).unwrap();
     }
-    assert_eq!(one.draws(0, 0..3), other.draws(0, 0..3));
+    assert_eq!(one.draws(0, 0..3, 0), other.draws(0, 0..3, 0));
 }
 
 /// The greedy tokens of four steps over the same row.
@@ -199,7 +201,7 @@ fn suppressed_tokens_are_never_drawn() {
         let guide = || Box::new(Steps(vec![vec![0, 1, 3]])) as Box<dyn Guide>;
         let sampler = Sampler::new(&sampling, &vocabulary, &[]);
         let mut sampler = sampler.guided(guided.then(guide));
-        let found = tokens(&LOGITS, sampler.draws(0, 0..500).unwrap());
+        let found = tokens(&LOGITS, sampler.draws(0, 0..500, 0).unwrap());
         let mut found: Vec<u32> = found.into_iter().map(Option::unwrap).collect();
         found.sort_unstable();
         found.dedup();
@@ -243,7 +245,7 @@ fn a_grammar_leaves_out_what_it_does_not_allow() {
     };
     assert_eq!(next(&mut guided(&sampling, steps())), Ok(3));
     // Draws follow the softmax over the allowed tokens alone.
-    let draws = guided(&at(1.0), steps()).draws(0, 0..2_000).unwrap();
+    let draws = guided(&at(1.0), steps()).draws(0, 0..2_000, 0).unwrap();
     let mut counts = [0; 4];
     for token in tokens(&LOGITS, draws) {
         counts[token.unwrap() as usize] += 1;
@@ -257,7 +259,7 @@ fn a_grammar_leaves_out_what_it_does_not_allow() {
 fn a_grammar_without_a_token_draws_none() {
     // Token 4 is none of the model's.
     for steps in [vec![vec![]], vec![vec![4]]] {
-        let draws = guided(&Sampling::GREEDY, steps).draws(0, 0..1).unwrap();
+        let draws = guided(&Sampling::GREEDY, steps).draws(0, 0..1, 0).unwrap();
         assert_eq!(tokens(&LOGITS, draws), [None]);
     }
 }
