@@ -36,6 +36,8 @@ pub struct Allocation {
     pub slot: SlotRef,
     /// The slot that holds its present state.
     pub state: StateSource,
+    /// A second slot of its own, for the state after a token that is not known yet: the present state is kept meanwhile.
+    pub spare: Option<SlotRef>,
     /// Its blocks, from the first token on; those past `position` are not shared.
     pub blocks: Vec<BlockRef>,
 }

@@ -419,6 +419,7 @@ fn write_back(
     Ok(Allocation {
         slot,
         state,
+        spare: None,
         blocks,
     })
 }

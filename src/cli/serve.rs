@@ -247,6 +247,7 @@ fn open(arguments: &Arguments, transfers: Option<KvTransfer>, opener: &Opener) -
         engine: EngineOptions {
             host_bytes: arguments.caching.host_bytes(left),
             queue: arguments.engine.max_queue,
+            async_scheduling: !arguments.engine.no_async_scheduling,
             ..EngineOptions::default()
         },
     };

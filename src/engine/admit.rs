@@ -11,6 +11,12 @@ impl Engine {
     pub(super) async fn admit(&mut self) -> Result<(), Error> {
         let most = self.model.limits().step.segments;
         let mut yielded = false;
+        if !self.waiting.is_empty() {
+            // A waiting sequence needs a slot more than a running one a spare.
+            for allocation in self.running.iter_mut().flat_map(|one| &mut one.allocation) {
+                allocation.spare = None;
+            }
+        }
         while let Some(mut sequence) = self.waiting.pop_front() {
             // Imports take no part in a step yet.
             if self.running.len() < most || sequence.import.is_some() {
@@ -67,7 +73,7 @@ impl Engine {
 
     /// The sequence that has generated the most tokens since its admission, if it has had its share, of those that do not run
     /// before a request of this priority.
-    fn longest(&self, priority: i64) -> Option<usize> {
+    pub(super) fn longest(&self, priority: i64) -> Option<usize> {
         let longest = (0..self.running.len())
             .filter(|index| self.running[*index].request.priority >= priority)
             .max_by_key(|index| self.running[*index].served_tokens)?;

@@ -6,6 +6,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
+use super::ahead::Submitted;
 use super::event::{Event, FinishReason};
 use super::export::Exports;
 use super::options::{EngineOptions, context};
@@ -14,7 +15,7 @@ use super::sampling::Vocabulary;
 use super::schedule::{Planned, PlannedTrace};
 use super::sequence::{Sequence, likeliest};
 use super::step_cache::StepCache;
-use crate::backend::StepOutput;
+use crate::backend::{StepOutput, Ticket};
 use crate::cache::{
     BlockHash, BlockRef, Cache, Occupancy, Pools, PrefixHandle, Residency, SlotRef, StateSource,
 };
@@ -48,6 +49,8 @@ pub struct Engine {
     /// Whether shorter prompts left no tokens of the last step for the prompt whose turn it was.
     pub(super) passed_over: bool,
     cancelled: Vec<RequestId>,
+    /// A step that was submitted before the tokens of the step before it were known.
+    submitted: Option<Submitted>,
     pub(super) events: VecDeque<(RequestId, Event)>,
 }
 
@@ -93,6 +96,7 @@ impl Engine {
             traced: 0,
             passed_over: false,
             cancelled: Vec::new(),
+            submitted: None,
             events: VecDeque::new(),
         }
     }
@@ -138,11 +142,9 @@ impl Engine {
                     .map(BlockRef::get),
             );
             if let Some(allocation) = &sequence.allocation {
-                slots.extend(
-                    [Some(allocation.slot.get()), allocation.slot_in()]
-                        .into_iter()
-                        .flatten(),
-                );
+                let spare = allocation.spare.as_ref().map(SlotRef::get);
+                let own = [Some(allocation.slot.get()), allocation.slot_in(), spare];
+                slots.extend(own.into_iter().flatten());
                 blocks.extend(allocation.blocks.iter().map(BlockRef::get));
             }
         }
@@ -289,15 +291,48 @@ impl Engine {
     }
 
     async fn try_step(&mut self) -> Result<(), Error> {
-        self.admit().await?;
-        let Some(planned) = self.plan().await? else {
-            return Ok(());
+        let mut step = match self.submitted.take() {
+            Some(step) => step,
+            None => {
+                self.admit().await?;
+                let Some(planned) = self.plan().await? else {
+                    return Ok(());
+                };
+                if let Some(trace) = planned.trace {
+                    let ran = self.run_traced(&planned, trace).await;
+                    return self.ran(planned, ran).await;
+                }
+                match self.submit_planned(&planned) {
+                    Ok(tickets) => Submitted { planned, tickets },
+                    Err(error) => return self.ran(planned, Err(error)).await,
+                }
+            }
         };
-        let ran = match planned.trace {
-            Some(trace) => self.run_traced(&planned, trace).await,
-            None => self.run(&planned).await,
+        let next = self.submit_ahead(&step.planned).await?;
+        let output = step.output().await;
+        if output.is_ok() {
+            self.submitted = next;
+        }
+        self.ran(step.planned, output).await?;
+        // What is left of a step without any of its sequences is not waited for.
+        let running = &self.running;
+        let runs = |step: &Submitted| {
+            step.planned
+                .segments
+                .iter()
+                .any(|one| one.of(running).is_some())
         };
-        match ran {
+        self.submitted = self.submitted.take().filter(runs);
+        Ok(())
+    }
+
+    /// Processes the result of a step.
+    async fn ran(
+        &mut self,
+        planned: Planned,
+        output: Result<StepOutput, Error>,
+    ) -> Result<(), Error> {
+        match output {
             Ok(output) => self.process_output(planned, output).await,
             Err(error) => {
                 // A step that failed is not reused; if memory ran out, dropping the others frees theirs.
@@ -332,7 +367,11 @@ impl Engine {
         Ok(())
     }
 
-    async fn run(&mut self, planned: &Planned) -> Result<StepOutput, Error> {
+    /// Submits a step: one ticket, or one per layer.
+    pub(super) fn submit_planned(
+        &mut self,
+        planned: &Planned,
+    ) -> Result<Vec<Ticket<StepOutput>>, Error> {
         let by_layer = self.exports_end(planned);
         let (batch, step_options) = (&planned.batch, planned.step_options);
         let steps = self
@@ -345,12 +384,7 @@ impl Engine {
                 self.exports.layer_done(&mut self.model, layer);
             }
         }
-        // If the step runs in parts, the last part has the output; the other parts have completed by then.
-        let mut output = StepOutput::default();
-        for ticket in tickets {
-            output = ticket.await?;
-        }
-        Ok(output)
+        Ok(tickets)
     }
 
     /// Runs one token alone: emits its trace, and undoes its writes.
@@ -461,6 +495,7 @@ impl Engine {
     /// A device failed: its contents cannot be trusted any more.
     fn fail_all(&mut self, error: Error) {
         let error = Arc::new(error);
+        self.submitted = None;
         self.step_cache.clear();
         let mut ids: Vec<RequestId> = self.sequences().map(|sequence| sequence.id).collect();
         ids.extend(self.exports.ids());

@@ -208,6 +208,11 @@ impl Export {
 pub(super) struct Exports(Vec<Export>);
 
 impl Exports {
+    /// Whether no request is exported.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(super) fn add(&mut self, export: Export) {
         self.0.push(export);
     }

@@ -11,6 +11,7 @@
 //! stop strings.
 
 mod admit;
+mod ahead;
 mod chunk_boundary;
 mod core;
 mod event;

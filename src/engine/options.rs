@@ -76,6 +76,9 @@ pub struct EngineOptions {
     pub quantum: usize,
     /// Number of compiled steps to keep.
     pub cached_steps: usize,
+    /// Whether the next step is submitted before the tokens of the present one are known, where the device runs while the host
+    /// works and no draw depends on these tokens. Answers have the same bits.
+    pub async_scheduling: bool,
     /// Maximum number of waiting answers, in addition to those that fit into one step; further requests are refused.
     pub queue: usize,
 }
@@ -88,6 +91,7 @@ impl Default for EngineOptions {
             host_bytes: 4 << 30,
             quantum: 512,
             cached_steps: 24,
+            async_scheduling: true,
             queue: usize::MAX,
         }
     }

@@ -64,12 +64,12 @@ impl Engine {
                 },
                 draws: &output.draws[first_draw..first_draw + draws],
             };
-            let wanted = |sequence: &Sequence| {
-                (sequence.id, sequence.sample) == (segment.id, segment.sample)
-            };
-            let Some(index) = self.running.iter().position(wanted) else {
+            let Some(index) = segment.of(&self.running) else {
                 continue;
             };
+            if planned.ahead {
+                self.running[index].use_spare();
+            }
             let finite = rows.choices.iter().all(|choice| choice.finite);
             let mut taken = self.moved(index, segment, finite).await;
             if !finite {

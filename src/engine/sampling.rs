@@ -249,7 +249,13 @@ impl Sampler {
         self.complete
     }
 
-    /// The next draw of each of these answers, which have had the same tokens so far, from this output row.
+    /// Whether the next draw is the same whatever token comes before it.
+    pub(super) fn is_independent(&self) -> bool {
+        self.guide.is_none() && !self.sampling.penalises()
+    }
+
+    /// The next draw of each of these answers, which have had the same tokens so far, from this output row; `ahead` is the number
+    /// of tokens before it that have not been taken yet, which only an [independent](Self::is_independent) sampler can have.
     ///
     /// # Errors
     /// A grammar that cannot be followed further.
@@ -257,6 +263,7 @@ impl Sampler {
         &mut self,
         output: usize,
         answers: std::ops::Range<usize>,
+        ahead: u64,
     ) -> Result<Vec<Draw>, EngineError> {
         let allowed = match &mut self.guide {
             Some(guide) => {
@@ -274,7 +281,7 @@ impl Sampler {
             top_k: sampling.top_k,
             top_p: sampling.top_p,
             min_p: sampling.min_p,
-            random: sampling.random(answer, self.position),
+            random: sampling.random(answer, self.position + ahead),
             allowed: allowed.clone(),
             changes: Arc::clone(&changes),
         };

@@ -18,6 +18,8 @@ pub(super) struct Planned {
     pub(super) segments: Vec<PlannedSegment>,
     /// The trace to write; the batch is then one token of one sequence.
     pub(super) trace: Option<PlannedTrace>,
+    /// Whether it follows a step whose tokens are not known: states are written to spare slots.
+    pub(super) ahead: bool,
 }
 
 /// The trace of one token.
@@ -33,6 +35,22 @@ pub(super) struct PlannedTrace {
 }
 
 impl Planned {
+    /// A plan without segments.
+    pub(super) fn new() -> Self {
+        Self {
+            batch: Batch::default(),
+            step_options: StepOptions {
+                candidates: 1,
+                keep_rows: false,
+                probe_hidden: false,
+                draws: DrawCapacity::NONE,
+            },
+            segments: Vec::new(),
+            trace: None,
+            ahead: false,
+        }
+    }
+
     /// The requests that an error of this batch concerns: the one whose token was refused, or all.
     pub(super) fn owners(&self, error: &Error) -> Vec<RequestId> {
         let refused = match error {
@@ -84,17 +102,7 @@ impl Engine {
     /// Builds the next batch; `None` if nothing runs.
     pub(super) async fn plan(&mut self) -> Result<Option<Planned>, Error> {
         self.grow_all().await?;
-        let mut planned = Planned {
-            batch: Batch::default(),
-            step_options: StepOptions {
-                candidates: 1,
-                keep_rows: false,
-                probe_hidden: false,
-                draws: DrawCapacity::NONE,
-            },
-            segments: Vec::new(),
-            trace: None,
-        };
+        let mut planned = Planned::new();
         if let Some(index) = self.next_traced() {
             let sequence = &mut self.running[index];
             let emitted = sequence.traced();
@@ -391,7 +399,7 @@ impl Engine {
         let answers = sequence.drawn_answers(end);
         if !answers.is_empty() {
             let row = planned.batch.outputs.len() - 1;
-            match sequence.sampler.draws(row, answers) {
+            match sequence.sampler.draws(row, answers, 0) {
                 Ok(draws) => planned.batch.draws.extend(draws),
                 Err(error) => {
                     let id = sequence.id;

@@ -185,6 +185,21 @@ impl Sequence {
         }))
     }
 
+    /// Whether the answer ends with the token after position `end`, whichever it is.
+    pub(super) fn ends_at(&self, end: usize, context: usize) -> bool {
+        let generated = end + 1 - self.prompt();
+        generated >= self.request.max_tokens || end >= context
+    }
+
+    /// Its state is in the spare slot from now on, and its slot becomes the spare.
+    pub(super) fn use_spare(&mut self) {
+        if let Some(allocation) = &mut self.allocation
+            && let Some(spare) = &mut allocation.spare
+        {
+            std::mem::swap(&mut allocation.slot, spare);
+        }
+    }
+
     /// The answers whose next token is drawn from the row after position `end`.
     pub(super) fn drawn_answers(&self, end: usize) -> std::ops::Range<usize> {
         if end < self.prompt() || self.request.max_tokens == 0 {

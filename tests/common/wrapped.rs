@@ -89,6 +89,11 @@ pub trait Wrap: Clone + Send + 'static {
 
     /// Changes the result of a submission.
     fn output(&self, _output: &mut StepOutput) {}
+
+    /// Whether the engine may submit a step before the last one is known.
+    fn is_asynchronous(&self) -> bool {
+        false
+    }
 }
 
 pub struct Wrapped<W> {
@@ -135,6 +140,10 @@ macro_rules! hand_on {
 impl<W: Wrap> Backend for Wrapped<W> {
     fn device(&self) -> &Device {
         &self.device
+    }
+
+    fn is_asynchronous(&self) -> bool {
+        self.wrap.is_asynchronous()
     }
 
     fn shard(&self) -> Shard {

@@ -22,7 +22,10 @@ mod faulty_machine;
 mod python;
 #[path = "../common/seeds.rs"]
 mod seeds;
+#[path = "../common/wrapped.rs"]
+mod wrapped;
 
+mod ahead;
 mod failing;
 #[cfg(all(feature = "cuda", feature = "wgpu"))]
 mod gpu_failing;
@@ -37,4 +40,5 @@ mod requests;
 #[cfg(all(feature = "cuda", feature = "wgpu"))]
 mod rows;
 mod snapshot;
+mod streams;
 mod undo;

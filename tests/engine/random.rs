@@ -4,9 +4,14 @@
 
 use std::collections::BTreeMap;
 
+use crate::ahead::Asynchronous;
 use crate::engine_harness::{
-    OPTIONS, Outcomes, answer, answers, collect, drawn, engine, finish, limits, request, tokens,
+    OPTIONS, Outcomes, answer, answers, collect, drawn, engine, engine_on, finish, limits, request,
+    tokens,
 };
+use crate::wrapped::Wrapped;
+use kimi_linear::backend::Backend;
+use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::engine::{EngineOptions, FinishReason, Request, RequestId, Sampling};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -45,15 +50,29 @@ fn random(rng: &mut SmallRng) -> (u64, Request) {
 
 #[test]
 fn schedules_of_the_fixed_seed_leave_nothing_behind() {
-    nothing_left_behind(crate::seeds::FIXED);
+    nothing_left_behind(crate::seeds::FIXED, cpu);
 }
 
 #[test]
 fn schedules_of_the_drawn_seed_leave_nothing_behind() {
-    nothing_left_behind(crate::seeds::drawn());
+    nothing_left_behind(crate::seeds::drawn(), cpu);
 }
 
-fn nothing_left_behind(seed: u64) {
+/// With steps that are submitted before the tokens of the step before are known.
+#[test]
+fn schedules_ahead_of_their_tokens_leave_nothing_behind() {
+    let fed = Asynchronous::default();
+    nothing_left_behind(crate::seeds::drawn(), || {
+        Box::new(Wrapped::new(cpu(), fed.clone()))
+    });
+    assert!(fed.count() > 20, "{}", fed.count());
+}
+
+fn cpu() -> Box<dyn Backend> {
+    Box::new(CpuBackend::new())
+}
+
+fn nothing_left_behind(seed: u64, backend: impl Fn() -> Box<dyn Backend>) {
     crate::seeds::printed(seed);
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut alone = engine("tiny-a", limits(4, 8, 64), OPTIONS);
@@ -72,7 +91,8 @@ fn nothing_left_behind(seed: u64) {
             ..OPTIONS
         };
         let (sequences, slots) = (rng.random_range(1..6), rng.random_range(1..7));
-        let mut engine = engine(
+        let mut engine = engine_on(
+            backend(),
             "tiny-a",
             limits(sequences, slots, rng.random_range(9..24)),
             options,

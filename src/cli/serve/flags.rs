@@ -196,6 +196,10 @@ pub(super) struct Engines {
     /// Order of requests: of arrival (`fcfs`), or by their field `priority`, lower values first, then of arrival (`priority`).
     #[arg(long, value_name = "POLICY", value_enum, default_value = "fcfs")]
     pub(super) scheduling_policy: SchedulingPolicy,
+    /// Wait for the tokens of a step before the next one is submitted. By default a GPU computes the next step meanwhile, if no
+    /// draw depends on them; answers are the same.
+    #[arg(long)]
+    pub(super) no_async_scheduling: bool,
     /// Maximum number of waiting requests; further ones are refused with HTTP 429.
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub(super) max_queue: usize,
