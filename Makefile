@@ -137,11 +137,14 @@ quick: install-rust-components
 	$(CARGO) test $(QUICK) --lib --bins
 	$(CARGO) test $(QUICK) --test conformance -- cpu/
 
+# Many tests wait for sockets, timers or a browser's GPU: more of them at a time than there are cores.
+TEST_THREADS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 2)))
+
 test: install-rust-components install-xvfb install-browser install-cuda-compiler target/python/made target/npm/made
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(PROFILE) --locked --workspace --all-targets -- -D warnings
 	.ci/build-web
-	$(CARGO) test $(PROFILE) --locked --workspace
+	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test $(PROFILE) --locked --workspace
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --locked --workspace --no-deps --document-private-items
 
 # The properties of random inputs with so many cases of each, from each of two seeds: about twenty minutes each on one thread

@@ -149,6 +149,10 @@ export function say(sentence) {
     document.getElementById("state").textContent = sentence;
 }
 
+export function title(text) {
+    document.title = text;
+}
+
 export function refuse(sentence) {
     document.body.dataset.state = "refused";
     say(sentence);

@@ -80,8 +80,13 @@ impl App {
         self.follows = false;
     }
 
-    /// Says a new problem aloud.
+    /// Says a new problem aloud, and names the model in the tab's title.
     pub(super) fn announce(&mut self) {
+        let title = format!("Kimi Linear: {}", self.name());
+        if self.title != title {
+            crate::web::page::title(&title);
+            self.title = title;
+        }
         let answers = self
             .chat()
             .turns

@@ -128,6 +128,9 @@ pub struct App {
     /// The problem that was said last.
     #[cfg(target_arch = "wasm32")]
     said: Option<String>,
+    /// The title of the tab.
+    #[cfg(target_arch = "wasm32")]
+    title: String,
     /// The heads in the frames of the current chat.
     traced: Option<(ChatId, TraceChoice)>,
     /// The selected heads at the last frame.
@@ -199,6 +202,8 @@ impl App {
             linked: None,
             #[cfg(target_arch = "wasm32")]
             said: None,
+            #[cfg(target_arch = "wasm32")]
+            title: String::new(),
             traced: None,
             wanted: None,
             retracing: false,

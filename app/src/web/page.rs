@@ -58,6 +58,8 @@ extern "C" {
     pub fn refuse(sentence: &str);
     /// Says a sentence to programs that read the page aloud; they do not see what the app draws.
     pub fn say(sentence: &str);
+    /// Sets the title of the tab.
+    pub fn title(text: &str);
     /// Removes the page's text: the app is drawn.
     pub fn begin();
 }

@@ -65,14 +65,19 @@ fn kept(page: &mut Browser) -> Vec<Value> {
     page.evaluate(KEPT).as_array().unwrap().clone()
 }
 
-/// Sends a question, the last of so many turns.
+/// Sends a question, the last of so many turns, once a model is loaded.
 fn send(page: &mut Browser, question: &str, turns: usize) {
-    page.call("Input.insertText", json!({ "text": question }));
     let began = Instant::now();
+    while page.evaluate("document.title.endsWith(' on wgpu')") != json!(true) {
+        // A model that has just been loaded moves the focus: what is typed before may go elsewhere.
+        assert!(began.elapsed() < Duration::from_secs(1800), "no model");
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    page.call("Input.insertText", json!({ "text": question }));
     let asked = |chat: &Value| chat["turns"].as_array().unwrap().len() == turns;
     let mut looks = 0;
     while !kept(page).iter().any(asked) {
-        // While the model loads, the text stays in the field. A key is a reason to draw, so it is not pressed at every look.
+        // A key is a reason to draw, so it is not pressed at every look.
         if looks % 20 == 0 {
             page.enter();
         }

@@ -109,7 +109,7 @@ fn choose(page: &mut Browser, path: &Path) {
     click_until(
         page,
         530,
-        170..200,
+        170..230,
         "window.chosen !== undefined && !window.chosen.webkitdirectory",
     );
     let input = page.call("Runtime.evaluate", json!({ "expression": "window.chosen" }));
@@ -181,7 +181,7 @@ fn a_model_from_a_server_or_a_file_answers_as_on_the_cpu_and_is_never_read_whole
     let path = folder.path().join("demo.gguf");
     write_gguf(&path);
     choose(&mut page, &path);
-    click_until(&mut page, 375, 340..380, "window.read.length > 10");
+    click_until(&mut page, 375, 340..400, "window.read.length > 10");
     let others = page.evaluate("Object.keys(localStorage).filter((key) => key.startsWith('kimi-linear/chats/')).forEach((key) => localStorage.removeItem(key))");
     assert_eq!(others, Value::Null);
     // What is typed goes where the focus is, and a loaded model moves it.
@@ -215,7 +215,7 @@ fn a_model_from_a_server_or_a_file_answers_as_on_the_cpu_and_is_never_read_whole
     click_until(
         &mut page,
         375,
-        340..380,
+        340..400,
         "document.getElementById('state').textContent.includes('it was changed or removed after it was chosen')",
     );
     picture(&mut page, "removed.png");

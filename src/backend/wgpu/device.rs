@@ -113,7 +113,11 @@ fn describe(index: usize, adapter: &wgpu::Adapter) -> AdapterDescription {
     let (info, limits) = (adapter.get_info(), adapter.limits());
     AdapterDescription {
         index,
-        name: info.name.clone(),
+        // A browser may keep the name to itself.
+        name: match info.name.trim() {
+            "" => "unnamed GPU".to_owned(),
+            name => name.to_owned(),
+        },
         kind: match info.device_type {
             wgpu::DeviceType::DiscreteGpu => "discrete GPU",
             wgpu::DeviceType::IntegratedGpu => "integrated GPU",
