@@ -25,7 +25,10 @@ MUTATIONS = [
     ("embed.cu", "batch[batch[AT_TOKENS] + t]", "batch[batch[AT_TOKENS]]", "embed"),
     ("embed.cu", "drawn[2 * (token ^ FED)]", "drawn[token ^ FED]", "embed/fed"),
     ("embed.cu", ", vocabulary - 1);", ", vocabulary);", "embed/fed"),
-    ("rms_norm.cu", "/ (float)width + eps)", "/ (float)width) + eps", "rms_norm"),
+    ("shared/norm.h", "/ (float)width + eps)", "/ (float)width) + eps", "rms_norm"),
+    ("shared/norm.h", "/ (float)width + eps)", "/ (float)width) + eps", "add_norm"),
+    ("add_norm.cu", "normalise(target, weight", "normalise(source, weight", "add_norm"),
+    ("add_norm.cu", "narrow(widen(target[i]) + widen(source[i]))", "narrow(widen(target[i]))", "add_norm"),
     ("rms_norm.cu", "gather ? batch[batch[AT_OUTPUTS] + OUTPUT_WORDS * r + OUTPUT_ROW] : r", "r", "rms_norm"),
     ("rms_norm.cu", "SHARED(float, scratch, 32);", "SHARED(float, scratch, 4);", "rms_norm"),
     ("shared/kernel.h", "    __syncthreads();\n    float all", "    float all", "rms_norm"),
@@ -333,7 +336,7 @@ def main():
             text = source.read_text()
             source.write_text(text.replace(old, new))
             # A header's bug is in every kernel that includes it; those that the cases run are enough.
-            stems = {"select": ["select.cu"], "embed": ["embed.cu"], "linear": ["linear.cu"], "experts": ["experts.cu"], "rms_norm": ["rms_norm.cu"], "kda_gates": ["kda_gates.cu"],
+            stems = {"select": ["select.cu"], "embed": ["embed.cu"], "linear": ["linear.cu"], "experts": ["experts.cu"], "rms_norm": ["rms_norm.cu"], "add_norm": ["add_norm.cu"], "kda_gates": ["kda_gates.cu"],
                      "kda_chunk": ["kda_chunk.cu", "kda_scan.cu"],
                      "kda_block": ["kda_chunk.cu", "kda_scan.cu", "kda_step.cu"], "mla_prefill": ["mla_prefill.cu"],
                      "mla_decode": ["mla_decode.cu"], "route": ["route.cu"]}

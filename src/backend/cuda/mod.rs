@@ -244,7 +244,7 @@ impl Backend for CudaBackend {
         let demands = check::program(program, &capacity, self.shard())?;
         let mut step = step::CudaStep::new(Arc::clone(&self.shared), capacity, demands)?;
         self.shared.memory().check(&program.expanded(|_| false))?;
-        let program = program.expanded(|op| step.takes(op));
+        let program = program.joined().expanded(|op| step.takes(op));
         program.ops.iter().try_for_each(|op| step.push(op))?;
         Ok(Box::new(step))
     }

@@ -2,10 +2,20 @@
 //! activation, sum.
 
 use super::machine::Argument;
+use super::recurrence::takes_kda_block;
 use super::step::{CudaStep, arguments, kind};
-use crate::backend::{Add, Element, Embed, Linear, Op, Result, RmsNorm, Swiglu};
+use crate::backend::{Add, AddNorm, Element, Embed, Linear, Op, Result, RmsNorm, Swiglu};
 
 impl CudaStep {
+    /// Whether a block is run as a whole.
+    pub(super) fn takes(&self, op: &Op) -> bool {
+        match op {
+            Op::AddNorm(both) => both.by_rows() && both.target.element == Element::Activation,
+            Op::KdaBlock(block) => takes_kda_block(block),
+            _ => false,
+        }
+    }
+
     /// Appends an operation, which was checked before. Blocks that it does not implement were expanded.
     pub(super) fn push(&mut self, op: &Op) -> Result<()> {
         match *op {
@@ -35,6 +45,7 @@ impl CudaStep {
             Op::TraceRoute(op) => self.encode_trace_route(op),
             Op::TraceState(op) => self.encode_trace_state(op),
             Op::TraceAttention(op) => self.encode_trace_attention(op),
+            Op::AddNorm(op) => self.encode_add_norm(op),
             Op::KdaBlock(ref block) => self.encode_kda_block(block),
             Op::MlaBlock(_) | Op::MlpBlock(_) | Op::MoeBlock(_) => Ok(()),
         }
@@ -111,6 +122,30 @@ impl CudaStep {
         };
         let kernel = self.kernel(entry, 256, arguments![kind(rows), &source, &target, width]);
         self.launch_each(kernel, rows, width, 256);
+        Ok(())
+    }
+
+    pub(super) fn encode_add_norm(&mut self, op: AddNorm) -> Result<()> {
+        self.name("add_norm");
+        let (source, target) = (self.tensor(op.source)?, self.tensor(op.target)?);
+        let output = self.tensor(op.output)?;
+        let [weight, format] = self.stored(op.weight)?;
+        let (width, rows) = (op.target.width, op.target.rows);
+        let kernel = self.kernel(
+            "add_norm",
+            256,
+            arguments![
+                kind(rows),
+                &source,
+                &target,
+                weight,
+                format,
+                &output,
+                width,
+                op.eps
+            ],
+        );
+        self.launch(kernel, move |metadata| [metadata.count(rows) as u32, 1, 1]);
         Ok(())
     }
 }

@@ -128,6 +128,17 @@ fn too_wide(what: String) -> BackendError {
     }
 }
 
+/// Whether a KDA layer is run as a whole: the fused kernels load pairs of channels and four taps at once, as in the published
+/// model; other layouts use the separate operations.
+pub(super) fn takes_kda_block(block: &KdaBlock) -> bool {
+    let layout = block.pool.layout;
+    layout.key_heads == layout.value_heads
+        && [layout.key_width, layout.value_width]
+            .iter()
+            .all(|width| *width <= WIDEST && width.is_multiple_of(2))
+        && layout.taps == TAPS
+}
+
 impl CudaStep {
     pub(super) fn encode_kda_recurrence(&mut self, op: KdaRecurrence) -> Result<()> {
         let layout = op.pool.layout;
@@ -285,20 +296,6 @@ impl CudaStep {
             (image.cuts > 0).then(launch).into_iter().collect()
         });
         Ok(Some(operators))
-    }
-
-    /// Whether a block is run as a whole: KDA layers with a layout that the fused kernels support. They load pairs of
-    /// channels and four taps at once, as in the published model; other layouts use the separate operations.
-    pub(super) fn takes(&self, op: &Op) -> bool {
-        let Op::KdaBlock(block) = op else {
-            return false;
-        };
-        let layout = block.pool.layout;
-        layout.key_heads == layout.value_heads
-            && [layout.key_width, layout.value_width]
-                .iter()
-                .all(|width| *width <= WIDEST && width.is_multiple_of(2))
-            && layout.taps == TAPS
     }
 
     /// A KDA layer: prefill in two kernels and a norm, decode in one, between the projections.
