@@ -572,11 +572,12 @@ ENTRY(experts_many_out_blocks)
 // Choices whose results are loaded at the same time.
 #define COMBINED 8
 
-// Four columns of a row's output. WHOLE: rows have a multiple of four columns.
+// Four columns of a row's output. WHOLE: rows have a multiple of four columns. The sum is rounded before the shared experts'
+// result is added, as if that were an operation of its own.
 template <bool WHOLE>
 static __device__ __forceinline__ void combine(
-    const u32* ids, const float* weights, const float* results, bf16* output, u32 column, u32 width, u32 top_k, u32 first,
-    u32 experts) {
+    const u32* ids, const float* weights, const float* results, const bf16* shared, bf16* output, u32 column, u32 width,
+    u32 top_k, u32 first, u32 experts) {
     float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     for (u32 begin = 0; begin < top_k; begin += COMBINED) {
         float parts[COMBINED][4], shares[COMBINED];
@@ -603,26 +604,35 @@ static __device__ __forceinline__ void combine(
             for (u32 j = 0; j < 4; j++) sums[j] = here[i] ? fmaf(shares[i], parts[i][j], sums[j]) : sums[j];
         }
     }
+    u32 pairs[2] = {narrow_pair(sums[0], sums[1]), narrow_pair(sums[2], sums[3])};
     if constexpr (WHOLE) {
-        *(uint2*)(output + column) = make_uint2(narrow_pair(sums[0], sums[1]), narrow_pair(sums[2], sums[3]));
+        if (shared != nullptr) {
+            uint2 more = *(const uint2*)(shared + column);
+            pairs[0] = narrow_pair(low(pairs[0]) + low(more.x), high(pairs[0]) + high(more.x));
+            pairs[1] = narrow_pair(low(pairs[1]) + low(more.y), high(pairs[1]) + high(more.y));
+        }
+        *(uint2*)(output + column) = make_uint2(pairs[0], pairs[1]);
     } else {
 #pragma unroll
         for (u32 j = 0; j < 4; j++) {
-            if (column + j < width) output[column + j] = narrow(sums[j]);
+            if (column + j >= width) continue;
+            bf16 sum = narrow(sums[j]);
+            output[column + j] = shared != nullptr ? narrow(widen(sum) + widen(shared[column + j])) : sum;
         }
     }
 }
 
-// output = sum over choices of weight * result, in the order of the choices. Grid (rows, ceil(width / 1024)), block 256; a thread
-// has four columns.
+// output = sum over choices of weight * result, in the order of the choices, plus the result of shared experts. Grid (rows,
+// ceil(width / 1024)), block 256; a thread has four columns.
 //   batch    the batch
 //   ids      [T, top_k] u32
 //   weights  [T, top_k] f32
 //   results  [T, top_k, width] f32
+//   shared   [T, width] bf16, or null
 //   output   [T, width] bf16
 extern "C" __global__ void __launch_bounds__(256) experts_combine(
-    const u32* batch, const u32* ids, const float* weights, const float* results, bf16* output, u32 width, u32 top_k,
-    u32 first, u32 experts) {
+    const u32* batch, const u32* ids, const float* weights, const float* results, const bf16* shared, bf16* output, u32 width,
+    u32 top_k, u32 first, u32 experts) {
     u64 row = blockIdx.x;
     u32 column = (blockIdx.y * 256 + threadIdx.x) * 4;
     if (row >= batch[TOKENS] || column >= width) return;
@@ -630,10 +640,11 @@ extern "C" __global__ void __launch_bounds__(256) experts_combine(
     weights += row * top_k;
     results += row * top_k * width;
     output += row * width;
+    if (shared != nullptr) shared += row * width;
     if (width % 4 == 0) {
-        combine<true>(ids, weights, results, output, column, width, top_k, first, experts);
+        combine<true>(ids, weights, results, shared, output, column, width, top_k, first, experts);
     } else {
-        combine<false>(ids, weights, results, output, column, width, top_k, first, experts);
+        combine<false>(ids, weights, results, shared, output, column, width, top_k, first, experts);
     }
 }
 ENTRY(experts_combine)

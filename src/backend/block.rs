@@ -336,7 +336,9 @@ pub struct MoeBlock {
 }
 
 impl MoeBlock {
-    fn experts(&self) -> Experts {
+    /// The routed experts.
+    #[must_use]
+    pub fn experts(&self) -> Experts {
         Experts {
             input: self.route.input,
             experts: self.route.experts,

@@ -1,4 +1,4 @@
-//! Encodes router and routed experts: several kernels each.
+//! Encodes router, routed and shared experts: several kernels each.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use super::machine::{Argument, Buffer, Product};
 use super::step::{CudaStep, Kernel, STAGES_BYTES, TILE, arguments, suits_library};
 use super::weights::Stored;
 use crate::backend::gpu::batch_metadata::BatchMetadata;
-use crate::backend::{Experts, Result, Route, Rows, Weight};
+use crate::backend::{Experts, MlpBlock, MoeBlock, Result, Route, Rows, Tensor, Weight};
 use crate::error::BackendError;
 
 /// Maximum number of experts, and of groups of them.
@@ -182,7 +182,18 @@ impl CudaStep {
         Ok(())
     }
 
-    pub(super) fn encode_experts(&mut self, op: Experts) -> Result<()> {
+    /// Router, routed and shared experts. The routed experts' sum and the shared experts' result are added in one launch.
+    pub(super) fn encode_moe_block(&mut self, block: &MoeBlock) -> Result<()> {
+        for op in block.shared.iter().flat_map(MlpBlock::ops) {
+            self.push(&op)?;
+        }
+        self.encode_route(block.route)?;
+        let shared = block.shared.map(|shared| shared.output);
+        self.encode_experts(block.experts(), shared)
+    }
+
+    /// `shared`: what is added to the sum.
+    pub(super) fn encode_experts(&mut self, op: Experts, shared: Option<Tensor>) -> Result<()> {
         self.name("experts");
         let (local, n, d, top_k) = (
             op.gate.stack,
@@ -210,6 +221,10 @@ impl CudaStep {
         self.encode_few(&layer)?;
         self.encode_many(&layer)?;
         let (weights, output) = (self.tensor(op.weights)?, self.tensor(op.output)?);
+        let shared = match shared {
+            Some(shared) => Argument::from(&self.tensor(shared)?),
+            None => Argument::Null,
+        };
         let kernel = self.kernel(
             "experts_combine",
             256,
@@ -217,6 +232,7 @@ impl CudaStep {
                 &layer.ids,
                 &weights,
                 &layer.results,
+                shared,
                 &output,
                 width,
                 choices,

@@ -12,6 +12,7 @@ impl CudaStep {
         match op {
             Op::AddNorm(both) => both.by_rows() && both.target.element == Element::Activation,
             Op::KdaBlock(block) => takes_kda_block(block),
+            Op::MoeBlock(_) => true,
             _ => false,
         }
     }
@@ -30,7 +31,7 @@ impl CudaStep {
             Op::MlaPrefill(op) => self.encode_prefill(op),
             Op::MlaDecode(op) => self.encode_decode(op),
             Op::Route(op) => self.encode_route(op),
-            Op::Experts(op) => self.encode_experts(op),
+            Op::Experts(op) => self.encode_experts(op, None),
             Op::Swiglu(op) => self.encode_swiglu(op),
             Op::Add(op) => self.encode_add(op),
             // With one rank the tensor is already the sum.
@@ -47,7 +48,8 @@ impl CudaStep {
             Op::TraceAttention(op) => self.encode_trace_attention(op),
             Op::AddNorm(op) => self.encode_add_norm(op),
             Op::KdaBlock(ref block) => self.encode_kda_block(block),
-            Op::MlaBlock(_) | Op::MlpBlock(_) | Op::MoeBlock(_) => Ok(()),
+            Op::MoeBlock(ref block) => self.encode_moe_block(block),
+            Op::MlaBlock(_) | Op::MlpBlock(_) => Ok(()),
         }
     }
 

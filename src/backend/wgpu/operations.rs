@@ -22,7 +22,11 @@ params! {
 impl WgpuStep {
     /// Whether a block is run as a whole.
     pub(super) fn takes(op: &Op) -> bool {
-        matches!(op, Op::AddNorm(both) if both.by_rows())
+        match op {
+            Op::AddNorm(both) => both.by_rows(),
+            Op::MoeBlock(_) => true,
+            _ => false,
+        }
     }
 
     /// Appends an operation, which was checked before. Blocks that it does not implement were expanded.
@@ -39,7 +43,7 @@ impl WgpuStep {
             Op::MlaPrefill(op) => self.encode_prefill(op),
             Op::MlaDecode(op) => self.encode_decode(op),
             Op::Route(op) => self.encode_route(op),
-            Op::Experts(op) => self.encode_experts(op),
+            Op::Experts(op) => self.encode_experts(op, None),
             Op::Swiglu(op) => self.encode_swiglu(op),
             Op::Add(op) => self.encode_add(op),
             // With one rank the tensor is already the sum.
@@ -55,7 +59,8 @@ impl WgpuStep {
             Op::TraceState(op) => self.encode_trace_state(op),
             Op::TraceAttention(op) => self.encode_trace_attention(op),
             Op::AddNorm(op) => self.encode_add_norm(op),
-            Op::KdaBlock(_) | Op::MlaBlock(_) | Op::MlpBlock(_) | Op::MoeBlock(_) => Ok(()),
+            Op::MoeBlock(ref block) => self.encode_moe_block(block),
+            Op::KdaBlock(_) | Op::MlaBlock(_) | Op::MlpBlock(_) => Ok(()),
         }
     }
 
