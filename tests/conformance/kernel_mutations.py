@@ -84,6 +84,8 @@ MUTATIONS = [
     ("route.cu", "order = batch + batch[AT_ROWS] + first;", "order = batch + batch[AT_ROWS];", "route/each row alone"),
     ("route.cu", "if (lane == t) own = sum;", "if (lane <= t) own = sum;", "route/BF16/single"),
     ("route.cu", "dots<FORMAT, AHEAD_OF_ONE>(sums, weight, row, rows, 256 * AHEAD_OF_ONE, width);", "", "route/F32/one"),
+    ("route.cu", "*last = before + 1 == gridDim.x;", "*last = before + 2 == gridDim.x;", "route/F32/one"),
+    ("route.cu", "if (*last) *finished = 0;", "", "route/each row alone, single"),
     ("route.cu", "for (; from < width; from += 256 * AHEAD) {", "for (; from < width; from += 256 * AHEAD + 256) {", "route/F16/single"),
     ("route.cu", "x[a][t] = load_sixteen(rows[t] + c, c < width);", "x[a][t] = load_sixteen(rows[0] + c, c < width);", "route/BF16/single"),
     ("route.cu", "for (u32 k = threadIdx.x % 32; k < width; k += 32) {", "for (u32 k = threadIdx.x % 32; k + 1 < width; k += 32) {", "route/F16/single tokens of 33"),

@@ -17,7 +17,7 @@ const SHARE: usize = 2048;
 const FEW: u32 = 32;
 /// Columns per block of the kernel that sums choices, as there.
 const COMBINED: u32 = 1024;
-/// Rows whose scores a block of the router computes together, and experts per block for several rows and for one: as in
+/// Rows whose scores a block of the router computes together, and experts per block for several tokens and for one: as in
 /// `kernels/route.cu`.
 const TOGETHER: usize = 8;
 const SCORED: u32 = 8;
@@ -83,6 +83,7 @@ impl CudaStep {
         })
     }
 
+    /// Scores and choice: in one launch for a batch of one token, else one after the other.
     pub(super) fn encode_route(&mut self, op: Route) -> Result<()> {
         self.name("route");
         let count = op.weight.rows;
@@ -90,35 +91,48 @@ impl CudaStep {
         let scores = self.scratch("router scores", 4 * self.capacity.tokens * count)?;
         let input = self.tensor(op.input)?;
         let (ids, weights) = (self.tensor(op.experts)?, self.tensor(op.weights)?);
-        let [bias, format] = self.stored(op.bias)?;
-        let (top_k, groups, top_groups) = (op.experts.width, op.groups, op.top_groups);
-        self.encode_scores(&op, &input, &scores)?;
-        let kernel = self.kernel(
-            "route_choose",
-            32,
-            arguments![
-                &scores,
-                bias,
-                format,
-                &ids,
-                &weights,
-                count,
-                top_k,
-                groups,
-                top_groups,
-                u32::from(op.renormalize),
-                op.scale
-            ],
-        );
+        let [bias, bias_format] = self.stored(op.bias)?;
+        let [weight, format] = self.stored(op.weight)?;
+        let (width, top_k) = (op.input.width, op.experts.width);
+        let sizes = arguments![
+            count,
+            top_k,
+            op.groups,
+            op.top_groups,
+            u32::from(op.renormalize),
+            op.scale
+        ];
         let shared = 12 * count + 8 * op.groups;
-        self.launch(kernel.shared(shared)?, |metadata| {
-            [metadata.tokens as u32, 1, 1]
+        let finished = self.counter()?;
+        let one = arguments![
+            &input,
+            weight,
+            format,
+            &scores,
+            &finished,
+            bias,
+            bias_format,
+            &ids,
+            &weights,
+            width
+        ];
+        let one = Kernel::new("route_one", 64, one.into_iter().chain(sizes.clone()));
+        let blocks = (count as u32).div_ceil(SCORED_OF_ONE);
+        self.launch(one.shared(shared)?, move |metadata| {
+            [blocks, u32::from(metadata.tokens == 1), 1]
+        });
+        self.encode_scores(&op, &input, &scores)?;
+        let choose = arguments![&scores, bias, bias_format, &ids, &weights];
+        let choose = self.kernel("route_choose", 32, choose.into_iter().chain(sizes));
+        self.launch(choose.shared(shared)?, |metadata| {
+            let tokens = metadata.tokens as u32;
+            [if tokens > 1 { tokens } else { 0 }, 1, 1]
         });
         Ok(())
     }
 
-    /// Scores before the sigmoid: cuBLASLt for rows of longer segments if it supports the weight, the router's own kernels
-    /// for other rows. A row's code path depends on its segment alone.
+    /// Scores before the sigmoid of several tokens: cuBLASLt for rows of longer segments if it supports the weight, the
+    /// router's own kernel for other rows. A row's code path depends on its segment alone.
     fn encode_scores(
         &mut self,
         op: &Route,
@@ -142,42 +156,19 @@ impl CudaStep {
             });
         }
         let experts = count as u32;
-        let rows = move |metadata: &BatchMetadata| {
-            if by_library {
-                metadata.few(Rows::Tokens)
-            } else {
-                metadata.tokens
-            }
-        };
-        let scored = |entry, threads| {
-            self.kernel(
-                entry,
-                threads,
-                arguments![
-                    input,
-                    weight,
-                    format,
-                    scores,
-                    width,
-                    experts,
-                    u32::from(!by_library)
-                ],
-            )
-        };
-        let (one, several) = (scored("route_scores_one", 64), scored("route_scores", 256));
-        self.launch(one, move |metadata| {
-            [
-                experts.div_ceil(SCORED_OF_ONE),
-                u32::from(rows(metadata) == 1),
-                1,
-            ]
-        });
-        self.launch(several, move |metadata| {
-            let tiles = match rows(metadata) {
+        let all = u32::from(!by_library);
+        let kernel = self.kernel(
+            "route_scores",
+            256,
+            arguments![input, weight, format, scores, width, experts, all],
+        );
+        self.launch(kernel, move |metadata: &BatchMetadata| {
+            let rows = match metadata.tokens {
                 1 => 0,
-                count => count.div_ceil(TOGETHER) as u32,
+                _ if by_library => metadata.few(Rows::Tokens),
+                tokens => tokens,
             };
-            [experts.div_ceil(SCORED), tiles, 1]
+            [experts.div_ceil(SCORED), rows.div_ceil(TOGETHER) as u32, 1]
         });
         Ok(())
     }

@@ -168,6 +168,8 @@ pub(super) struct CudaStep {
     demands: Demands,
     /// Maximum number of splits of a segment of a recurrence.
     pub(super) splits: usize,
+    /// A word that is 0 between launches, if any launch counts its blocks.
+    counter: Option<Arc<Buffer>>,
     names: Vec<&'static str>,
     /// Each with the index of its operation's name.
     commands: Vec<(usize, Encoded)>,
@@ -195,6 +197,7 @@ impl CudaStep {
             kept: Vec::new(),
             demands,
             splits: MOST_SPLITS,
+            counter: None,
             names: Vec::new(),
             commands: Vec::new(),
             timed: false,
@@ -454,6 +457,17 @@ impl CudaStep {
         let buffer = self.shared.memory().scratch(&make, name, bytes as u64)?;
         self.kept.push(Arc::clone(&buffer));
         Ok(buffer)
+    }
+
+    /// A word that is 0 before each launch, in which its blocks count themselves. Launches of a step do not overlap.
+    pub(super) fn counter(&mut self) -> Result<Arc<Buffer>> {
+        if let Some(counter) = &self.counter {
+            return Ok(Arc::clone(counter));
+        }
+        let counter = Arc::new(Buffer::new(&self.shared.machine, "a step's counter", 4)?);
+        self.shared.machine.write(&counter, 0, &[0; 4])?;
+        self.counter = Some(Arc::clone(&counter));
+        Ok(counter)
     }
 
     /// The commands of one batch, and the operation of each.
