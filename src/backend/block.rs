@@ -108,7 +108,9 @@ pub struct KdaBlock {
     pub qkv: Tensor,
     /// Scratch `[T, channels]`: after it.
     pub qkv_conv: Tensor,
-    /// Scratch `[T, rank of the gate]`.
+    /// Scratch `[T, rank of the gate]`: between the projections of the decay.
+    pub decay_rank: Tensor,
+    /// Scratch `[T, rank of the gate]`: between the projections of the output gate.
     pub gate_rank: Tensor,
     /// Scratch `[T, H * K]`: the decay before its activation.
     pub decay: Tensor,
@@ -185,8 +187,8 @@ impl KdaBlock {
             linear(self.input, self.qkv_proj, self.qkv),
             Op::from(self.short_conv()),
             // alpha = exp(-exp(A_log) softplus(W_up W_down x + dt_bias)), beta = sigmoid(W_beta x)
-            linear(self.input, decay_down, self.gate_rank),
-            linear(self.gate_rank, decay_up, self.decay),
+            linear(self.input, decay_down, self.decay_rank),
+            linear(self.decay_rank, decay_up, self.decay),
             linear(self.input, self.beta_proj, self.write),
             Op::from(self.kda_gates()),
             // S = (I - beta k k^T) diag(alpha) S + beta k v^T, o = S^T q

@@ -47,6 +47,8 @@ MUTATIONS = [
     ("linear.cu", "output_first + n, sum);\n        }\n        __syncthreads();", "output_first + n, sum);\n        }", "linear"),
     ("linear.cu", "weight_of(i, k + FEW_WARPS * FEW_COLUMNS)", "weight_of(i, k)", "linear"),
     ("linear.cu", "for (u32 from = 0; from < FEW_WARPS; from++)", "for (u32 from = 0; from < FEW_WARPS - 1; from++)", "linear"),
+    ("linear.cu", "    block -= blocks;\n", "", "kda_block/H=3,3 K=32"),
+    ("linear.cu", "if (block < blocks) return own;", "if (block <= blocks) return own;", "mla_block"),
     ("shared/blocks.h", "(packed[4] & 15) | packed[-4] >> 6 << 4", "(packed[4] & 15) | packed[0] >> 6 << 4", "linear/Q4_K"),
     ("shared/blocks.h", "codes.x | more.x << 4, codes.y | more.y << 4, 32,", "codes.x | more.x << 4, codes.y | more.y << 4, 31,", "experts/Q6_K"),
     ("shared/blocks.h", "nibbles_of_32(at + 8 + 16 * group, i % 32)", "nibbles_of_32(at + 8 + 16 * group, i % 16)", "embed/IQ4_XS"),

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::machine::{Argument, Buffer, Product};
-use super::step::{CudaStep, Kernel, STAGES_BYTES, TILE, arguments, suits_library};
+use super::products::suits_library;
+use super::step::{CudaStep, Kernel, STAGES_BYTES, TILE, arguments};
 use super::weights::Stored;
 use crate::backend::gpu::batch_metadata::BatchMetadata;
 use crate::backend::{Experts, MlpBlock, MoeBlock, Result, Route, Rows, Tensor, Weight};

@@ -14,6 +14,7 @@ pub mod kernels;
 pub mod machine;
 mod memory;
 mod operations;
+mod products;
 mod recurrence;
 mod sample;
 mod step;

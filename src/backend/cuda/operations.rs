@@ -12,7 +12,7 @@ impl CudaStep {
         match op {
             Op::AddNorm(both) => both.by_rows() && both.target.element == Element::Activation,
             Op::KdaBlock(block) => takes_kda_block(block),
-            Op::MoeBlock(_) => true,
+            Op::MlaBlock(_) | Op::MoeBlock(_) => true,
             _ => false,
         }
     }
@@ -49,7 +49,8 @@ impl CudaStep {
             Op::AddNorm(op) => self.encode_add_norm(op),
             Op::KdaBlock(ref block) => self.encode_kda_block(block),
             Op::MoeBlock(ref block) => self.encode_moe_block(block),
-            Op::MlaBlock(_) | Op::MlpBlock(_) => Ok(()),
+            Op::MlaBlock(ref block) => self.encode_mla_block(block),
+            Op::MlpBlock(_) => Ok(()),
         }
     }
 
@@ -98,7 +99,7 @@ impl CudaStep {
 
     pub(super) fn encode_linear(&mut self, op: Linear) -> Result<()> {
         self.name("linear");
-        self.product(op.input, op.weight, op.output)
+        self.products(&[op])
     }
 
     pub(super) fn encode_swiglu(&mut self, op: Swiglu) -> Result<()> {

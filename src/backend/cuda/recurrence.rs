@@ -298,25 +298,26 @@ impl CudaStep {
         Ok(Some(operators))
     }
 
-    /// A KDA layer: prefill in two kernels and a norm, decode in one, between the projections.
+    /// A KDA layer: prefill in two kernels and a norm, decode in one, between the projections. Those of the block's input are
+    /// one launch for single tokens, and so are the second ones of decay and output gate.
     pub(super) fn encode_kda_block(&mut self, block: &KdaBlock) -> Result<()> {
-        let projections: Vec<Linear> = block
-            .ops()
-            .iter()
-            .filter_map(|op| match op {
-                Op::Linear(linear) => Some(*linear),
-                _ => None,
-            })
-            .collect();
-        let (into, out): (Vec<Linear>, Vec<Linear>) = projections
+        let projections = block.ops().into_iter().filter_map(|op| match op {
+            Op::Linear(linear) => Some(linear),
+            _ => None,
+        });
+        let (out, into): (Vec<Linear>, Vec<Linear>) =
+            projections.partition(|linear| linear.output == block.output);
+        let (first, second): (Vec<Linear>, Vec<Linear>) = into
             .into_iter()
-            .partition(|linear| linear.output != block.output);
-        into.into_iter()
-            .try_for_each(|linear| self.encode_linear(linear))?;
+            .partition(|linear| linear.input == block.input);
+        for together in [first, second] {
+            self.name("linear");
+            self.products(&together)?;
+        }
         self.name("kda_block");
         self.fused(block, &block.gated_norm())?;
-        out.into_iter()
-            .try_for_each(|linear| self.encode_linear(linear))
+        self.name("linear");
+        self.products(&out)
     }
 
     /// The operations between a KDA layer's projections.
