@@ -7,7 +7,7 @@ use super::products::suits_library;
 use super::step::{CudaStep, Kernel, STAGES_BYTES, TILE, arguments};
 use super::weights::Stored;
 use crate::backend::gpu::batch_metadata::BatchMetadata;
-use crate::backend::{Experts, MlpBlock, MoeBlock, Result, Route, Rows, Tensor, Weight};
+use crate::backend::{Experts, MlpBlock, MoeBlock, Op, Result, Route, Rows, Weight};
 use crate::error::BackendError;
 
 /// Maximum number of experts, and of groups of them.
@@ -26,6 +26,7 @@ const SCORED_OF_ONE: u32 = 2;
 
 /// One layer's routed experts: the arguments of their kernels.
 struct Layer {
+    shared: Option<Shared>,
     ids: Arc<Buffer>,
     input: Arc<Buffer>,
     gate_up: Stacks,
@@ -39,6 +40,16 @@ struct Layer {
     /// The first local expert, and the number of local experts.
     first: u32,
     experts: u32,
+}
+
+/// Shared experts that were encoded.
+pub(super) struct Shared {
+    /// `[2 n, d]` and `[d, n]` in bf16, if single rows are left to the routed experts' kernels.
+    weights: Option<[Arc<Buffer>; 2]>,
+    /// `[T, n]`.
+    hidden: Arc<Buffer>,
+    /// `[T, d]`.
+    output: Arc<Buffer>,
 }
 
 /// Stacks of experts of one kernel.
@@ -174,18 +185,50 @@ impl CudaStep {
         Ok(())
     }
 
-    /// Router, routed and shared experts. The routed experts' sum and the shared experts' result are added in one launch.
+    /// Router, routed and shared experts. For single rows, shared experts of the routed ones' width are one more expert; the
+    /// routed experts' sum and the shared experts' result are added in one launch.
     pub(super) fn encode_moe_block(&mut self, block: &MoeBlock) -> Result<()> {
-        for op in block.shared.iter().flat_map(MlpBlock::ops) {
-            self.push(&op)?;
-        }
+        let experts = block.experts();
+        let shared = match &block.shared {
+            Some(shared) => Some(self.encode_shared(shared, &experts)?),
+            None => None,
+        };
         self.encode_route(block.route)?;
-        let shared = block.shared.map(|shared| shared.output);
-        self.encode_experts(block.experts(), shared)
+        self.encode_experts(experts, shared)
     }
 
-    /// `shared`: what is added to the sum.
-    pub(super) fn encode_experts(&mut self, op: Experts, shared: Option<Tensor>) -> Result<()> {
+    /// The shared experts, of all rows or of longer segments.
+    fn encode_shared(&mut self, shared: &MlpBlock, routed: &Experts) -> Result<Shared> {
+        let (hidden, output) = (self.tensor(shared.hidden)?, self.tensor(shared.output)?);
+        let both = [shared.gate_up_proj, shared.down_proj];
+        let alike = shared.input == routed.input
+            && shared.hidden.width == routed.gate.rows
+            && !self.stacks(&[routed.gate, routed.up])?.in_blocks
+            && !self.stacks(&[routed.down])?.in_blocks;
+        let [gate_up, down] = both.map(|weight| self.bf16(weight));
+        let weights = match (gate_up?, down?) {
+            (Some(gate_up), Some(down)) if alike => Some([gate_up, down]),
+            _ => None,
+        };
+        for op in shared.ops() {
+            match op {
+                Op::Linear(linear) if weights.is_some() => {
+                    self.name("linear");
+                    self.product_of_several(&linear)?;
+                }
+                Op::Swiglu(swiglu) if weights.is_some() => self.encode_several_swiglu(swiglu)?,
+                op => self.push(&op)?,
+            }
+        }
+        Ok(Shared {
+            weights,
+            hidden,
+            output,
+        })
+    }
+
+    /// With the shared experts that are added to the sum.
+    pub(super) fn encode_experts(&mut self, op: Experts, shared: Option<Shared>) -> Result<()> {
         self.name("experts");
         let (local, n, d, top_k) = (
             op.gate.stack,
@@ -198,6 +241,7 @@ impl CudaStep {
         let [width, hidden_width, choices, first, experts] =
             [d, n, top_k, op.first_expert, local].map(|word| word as u32);
         let layer = Layer {
+            shared,
             ids: self.tensor(op.experts)?,
             input: self.tensor(op.input)?,
             gate_up: self.stacks(&[op.gate, op.up])?,
@@ -213,10 +257,8 @@ impl CudaStep {
         self.encode_few(&layer)?;
         self.encode_many(&layer)?;
         let (weights, output) = (self.tensor(op.weights)?, self.tensor(op.output)?);
-        let shared = match shared {
-            Some(shared) => Argument::from(&self.tensor(shared)?),
-            None => Argument::Null,
-        };
+        let added = layer.shared.as_ref().map(|shared| &shared.output);
+        let added = added.map_or(Argument::Null, Argument::from);
         let kernel = self.kernel(
             "experts_combine",
             256,
@@ -224,7 +266,7 @@ impl CudaStep {
                 &layer.ids,
                 &weights,
                 &layer.results,
-                shared,
+                added,
                 &output,
                 width,
                 choices,
@@ -255,35 +297,54 @@ impl CudaStep {
         self.launch(kernel.shared(40 * local)?, |metadata| {
             [u32::from(metadata.few(Rows::Tokens) > 1), 1, 1]
         });
+        let shared = match &layer.shared {
+            Some(Shared {
+                weights: Some([gate_up, down]),
+                hidden,
+                output,
+            }) => Some([gate_up, down, hidden, output].map(Argument::from)),
+            _ => None,
+        };
         // The maximum number of chosen experts, so that one graph serves every choice.
+        let more = u32::from(shared.is_some());
         let chosen = move |metadata: &BatchMetadata| {
             let rows = metadata.few(Rows::Tokens);
             let assignments = rows * top_k;
-            if rows < 2 {
-                assignments
-            } else {
-                assignments.min(local)
+            match rows {
+                0 => 0,
+                1 => more + assignments as u32,
+                _ => more + assignments.min(local) as u32,
             }
         };
-        let few = |entry, from: &Arc<Buffer>, stacks: &Stacks, to: &Arc<Buffer>| {
+        // Only kernels for stacks in bf16 have arguments for shared experts: their weight, and where they read or write.
+        let few = |entry,
+                   from: &Arc<Buffer>,
+                   stacks: &Stacks,
+                   weight: Argument,
+                   to: &Arc<Buffer>,
+                   ends: Vec<Argument>| {
             let mut arguments = arguments![&self.batch, ids, &list, most, from].to_vec();
             arguments.extend(stacks.arguments.iter().cloned());
-            let sizes = [layer.width, layer.hidden_width, choices, first, experts];
+            arguments.extend(Some(weight).filter(|_| !stacks.in_blocks));
             arguments.push(to.into());
+            arguments.extend(ends.into_iter().filter(|_| !stacks.in_blocks));
+            let sizes = [layer.width, layer.hidden_width, choices, first, experts];
             arguments.extend(sizes.map(Argument::from));
             Kernel::new(entry, 256, arguments)
         };
+        let [shared_in, shared_out, shared_hidden, shared_output] =
+            shared.unwrap_or([const { Argument::Null }; 4]);
         let (gate_up, down) = (&layer.gate_up, &layer.down);
         let entry = gate_up.entry("experts_few_in", "experts_few_in_blocks");
-        let kernel = few(entry, &layer.input, gate_up, &layer.hidden);
+        let ends = vec![shared_hidden.clone()];
+        let kernel = few(entry, &layer.input, gate_up, shared_in, &layer.hidden, ends);
         let entry = down.entry("experts_few_out", "experts_few_out_blocks");
-        let down = few(entry, &layer.hidden, down, &layer.results);
+        let ends = vec![shared_hidden, shared_output];
+        let down = few(entry, &layer.hidden, down, shared_out, &layer.results, ends);
         let outputs = layer.hidden_width.div_ceil(FEW / 2);
-        self.launch(kernel, move |metadata| {
-            [outputs, chosen(metadata) as u32, 1]
-        });
+        self.launch(kernel, move |metadata| [outputs, chosen(metadata), 1]);
         let outputs = layer.width.div_ceil(FEW);
-        self.launch(down, move |metadata| [outputs, chosen(metadata) as u32, 1]);
+        self.launch(down, move |metadata| [outputs, chosen(metadata), 1]);
         Ok(())
     }
 

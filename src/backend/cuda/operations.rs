@@ -3,7 +3,7 @@
 
 use super::machine::Argument;
 use super::recurrence::takes_kda_block;
-use super::step::{CudaStep, arguments, kind};
+use super::step::{CudaStep, Kernel, arguments, kind};
 use crate::backend::{Add, AddNorm, Element, Embed, Linear, Op, Result, RmsNorm, Swiglu};
 
 impl CudaStep {
@@ -104,15 +104,31 @@ impl CudaStep {
 
     pub(super) fn encode_swiglu(&mut self, op: Swiglu) -> Result<()> {
         self.name("swiglu");
+        let (kernel, width, rows) = (self.swiglu_kernel(&op)?, op.output.width, op.output.rows);
+        self.launch_each(kernel, rows, width, 256);
+        Ok(())
+    }
+
+    /// The same for batches that have segments of several tokens: of all rows, because those of single tokens are overwritten
+    /// later.
+    pub(super) fn encode_several_swiglu(&mut self, op: Swiglu) -> Result<()> {
+        self.name("swiglu");
+        let (kernel, width) = (self.swiglu_kernel(&op)?, op.output.width);
+        self.launch_elements(kernel, 256, move |metadata| {
+            let some = metadata.several_rows > 0;
+            width * if some { metadata.tokens } else { 0 }
+        });
+        Ok(())
+    }
+
+    fn swiglu_kernel(&self, op: &Swiglu) -> Result<Kernel> {
         let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
         let (width, rows) = (op.output.width, op.output.rows);
-        let kernel = self.kernel(
+        Ok(self.kernel(
             "swiglu",
             256,
             arguments![kind(rows), &input, &output, width],
-        );
-        self.launch_each(kernel, rows, width, 256);
-        Ok(())
+        ))
     }
 
     pub(super) fn encode_add(&mut self, op: Add) -> Result<()> {
