@@ -16,12 +16,8 @@ extern "C" __global__ void __launch_bounds__(256) add_norm(
     const u32* batch, u32 kind, const bf16* source, bf16* target, const void* weight, u32 format, bf16* output, u32 width,
     float eps) {
     SHARED(float, scratch, 32);
-    u32 r = blockIdx.x;
-    if (r >= batch[kind]) return;
-    source += (u64)r * width;
-    target += (u64)r * width;
-    // A thread normalises the elements that it summed.
-    for (u32 i = threadIdx.x; i < width; i += 256) target[i] = narrow(widen(target[i]) + widen(source[i]));
-    normalise(target, weight, format, output + (u64)r * width, width, eps, scratch);
+    if (blockIdx.x >= batch[kind]) return;
+    u64 at = (u64)blockIdx.x * width;
+    add_normalise(source + at, target + at, weight, format, output + at, width, eps, scratch);
 }
 ENTRY(add_norm)

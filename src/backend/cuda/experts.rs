@@ -7,7 +7,7 @@ use super::products::suits_library;
 use super::step::{CudaStep, Kernel, STAGES_BYTES, TILE, arguments};
 use super::weights::Stored;
 use crate::backend::gpu::batch_metadata::BatchMetadata;
-use crate::backend::{Experts, MlpBlock, MoeBlock, Op, Result, Route, Rows, Weight};
+use crate::backend::{AddNorm, Experts, MlpBlock, MoeBlock, Op, Result, Route, Rows, Weight};
 use crate::error::BackendError;
 
 /// Maximum number of experts, and of groups of them.
@@ -16,7 +16,7 @@ const EXPERTS: usize = 4096;
 /// `kernels/experts.cu`.
 const SHARE: usize = 2048;
 const FEW: u32 = 32;
-/// Columns per block of the kernel that sums choices, as there.
+/// Columns per block of `experts_combine`, as in `kernels/experts_combine.cu`.
 const COMBINED: u32 = 1024;
 /// Rows whose scores a block of the router computes together, and experts per block for several tokens and for one: as in
 /// `kernels/route.cu`.
@@ -187,14 +187,19 @@ impl CudaStep {
 
     /// Router, routed and shared experts. For single rows, shared experts of the routed ones' width are one more expert; the
     /// routed experts' sum and the shared experts' result are added in one launch.
-    pub(super) fn encode_moe_block(&mut self, block: &MoeBlock) -> Result<()> {
+    /// With `norm`, so are the residual sum and the norm after it.
+    pub(super) fn encode_moe_block(
+        &mut self,
+        block: &MoeBlock,
+        norm: Option<&AddNorm>,
+    ) -> Result<()> {
         let experts = block.experts();
         let shared = match &block.shared {
             Some(shared) => Some(self.encode_shared(shared, &experts)?),
             None => None,
         };
         self.encode_route(block.route)?;
-        self.encode_experts(experts, shared)
+        self.encode_experts(experts, shared, norm)
     }
 
     /// The shared experts, of all rows or of longer segments.
@@ -227,8 +232,13 @@ impl CudaStep {
         })
     }
 
-    /// With the shared experts that are added to the sum.
-    pub(super) fn encode_experts(&mut self, op: Experts, shared: Option<Shared>) -> Result<()> {
+    /// With the shared experts that are added to the sum, and what follows it.
+    pub(super) fn encode_experts(
+        &mut self,
+        op: Experts,
+        shared: Option<Shared>,
+        norm: Option<&AddNorm>,
+    ) -> Result<()> {
         self.name("experts");
         let (local, n, d, top_k) = (
             op.gate.stack,
@@ -259,23 +269,29 @@ impl CudaStep {
         let (weights, output) = (self.tensor(op.weights)?, self.tensor(op.output)?);
         let added = layer.shared.as_ref().map(|shared| &shared.output);
         let added = added.map_or(Argument::Null, Argument::from);
-        let kernel = self.kernel(
-            "experts_combine",
-            256,
-            arguments![
-                &layer.ids,
-                &weights,
-                &layer.results,
-                added,
-                &output,
-                width,
-                choices,
-                first,
-                experts
-            ],
-        );
-        let columns = width.div_ceil(COMBINED);
-        self.launch(kernel, move |metadata| [metadata.tokens as u32, columns, 1]);
+        let combined = arguments![
+            &layer.ids,
+            &weights,
+            &layer.results,
+            added,
+            &output,
+            width,
+            choices,
+            first,
+            experts
+        ];
+        if let Some(norm) = norm {
+            let (target, normed) = (self.tensor(norm.target)?, self.tensor(norm.output)?);
+            let [weight, format] = self.stored(norm.weight)?;
+            let more = arguments![&target, weight, format, &normed, norm.eps];
+            let all = combined.into_iter().chain(more);
+            let kernel = self.kernel("experts_combine_norm", 256, all);
+            self.launch(kernel, |metadata| [metadata.tokens as u32, 1, 1]);
+        } else {
+            let kernel = self.kernel("experts_combine", 256, combined);
+            let columns = width.div_ceil(COMBINED);
+            self.launch(kernel, move |metadata| [metadata.tokens as u32, columns, 1]);
+        }
         Ok(())
     }
 

@@ -246,7 +246,7 @@ impl Backend for CudaBackend {
         let mut step = step::CudaStep::new(Arc::clone(&self.shared), capacity, demands)?;
         self.shared.memory().check(&program.expanded(|_| false))?;
         let program = program.joined().expanded(|op| step.takes(op));
-        program.ops.iter().try_for_each(|op| step.push(op))?;
+        step.push_all(&program.ops)?;
         Ok(Box::new(step))
     }
 }

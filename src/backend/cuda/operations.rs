@@ -17,6 +17,23 @@ impl CudaStep {
         }
     }
 
+    /// Appends a program's operations, which were checked before. Blocks that it does not implement were expanded.
+    pub(super) fn push_all(&mut self, mut ops: &[Op]) -> Result<()> {
+        while let [op, rest @ ..] = ops {
+            ops = rest;
+            match (op, rest) {
+                (Op::MoeBlock(block), [Op::AddNorm(norm), rest @ ..])
+                    if norm.source == block.output =>
+                {
+                    self.encode_moe_block(block, Some(norm))?;
+                    ops = rest;
+                }
+                _ => self.push(op)?,
+            }
+        }
+        Ok(())
+    }
+
     /// Appends an operation, which was checked before. Blocks that it does not implement were expanded.
     pub(super) fn push(&mut self, op: &Op) -> Result<()> {
         match *op {
@@ -31,7 +48,7 @@ impl CudaStep {
             Op::MlaPrefill(op) => self.encode_prefill(op),
             Op::MlaDecode(op) => self.encode_decode(op),
             Op::Route(op) => self.encode_route(op),
-            Op::Experts(op) => self.encode_experts(op, None),
+            Op::Experts(op) => self.encode_experts(op, None, None),
             Op::Swiglu(op) => self.encode_swiglu(op),
             Op::Add(op) => self.encode_add(op),
             // With one rank the tensor is already the sum.
@@ -48,7 +65,7 @@ impl CudaStep {
             Op::TraceAttention(op) => self.encode_trace_attention(op),
             Op::AddNorm(op) => self.encode_add_norm(op),
             Op::KdaBlock(ref block) => self.encode_kda_block(block),
-            Op::MoeBlock(ref block) => self.encode_moe_block(block),
+            Op::MoeBlock(ref block) => self.encode_moe_block(block, None),
             Op::MlaBlock(ref block) => self.encode_mla_block(block),
             Op::MlpBlock(_) => Ok(()),
         }

@@ -3,8 +3,8 @@
 
 use super::moe::clear_rows;
 use crate::backend::{
-    Batch, Capacity, Element, MlpBlock, MoeBlock, Op, Program, Result, Route, Rows, Segment, Slot,
-    Step, Tensor,
+    Add, Batch, Capacity, Element, MlpBlock, MoeBlock, Op, Program, Result, RmsNorm, Route, Rows,
+    Segment, Slot, Step, Tensor,
 };
 use crate::checkpoint::Format;
 use crate::conformance::context::plain;
@@ -33,7 +33,16 @@ pub(super) fn both_ways(
     block: Op,
     capacity: Capacity,
 ) -> Result<[Box<dyn Step>; 2]> {
-    let whole = Program::from_iter([block]);
+    in_both_ways(ctx, [block], capacity)
+}
+
+/// The same for operations that a backend may join.
+fn in_both_ways<const N: usize>(
+    ctx: &mut CaseContext<'_>,
+    ops: [Op; N],
+    capacity: Capacity,
+) -> Result<[Box<dyn Step>; 2]> {
+    let whole = Program::from_iter(ops);
     let parts = whole.expanded(|_| false);
     Ok([
         ctx.backend.compile(&parts, capacity)?,
@@ -235,6 +244,54 @@ fn moe_block(
     fixture.check(ctx, lengths, &answer)
 }
 
+/// Experts, the residual sum and the norm after it, which is the output.
+fn moe_norm(ctx: &mut CaseContext<'_>, shape: [usize; 4], lengths: &[usize]) -> Result<()> {
+    let router = Router {
+        top_k: 4,
+        groups: 1,
+        top_groups: 1,
+        renormalize: true,
+        scale: 2.446,
+    };
+    let (block, values, answer) = moe(ctx, router, shape, lengths.iter().sum())?;
+    let (d, tokens) = (block.output.width, lengths.iter().sum());
+    let (norm, eps) = (ctx.norm_weight(Format::BF16, d)?, 1e-5);
+    let target = ctx.output(tokens, d)?;
+    let add = |source| Op::from(Add { source, target });
+    let rms_norm = RmsNorm {
+        input: target,
+        weight: norm.weight,
+        eps,
+        output: ctx.output(tokens, d)?,
+    };
+    // The sum's target starts as the norm of the input with weights of its own: any rows that follow from the input.
+    let first = ctx.norm_weight(Format::BF16, d)?;
+    let before = RmsNorm {
+        input: block.route.input,
+        weight: first.weight,
+        eps,
+        output: target,
+    };
+    let ops = [
+        Op::from(before),
+        Op::from(block),
+        add(block.output),
+        Op::from(rms_norm),
+    ];
+    let steps = in_both_ways(ctx, ops, capacity_of(lengths))?;
+    let residual = oracle::rms_norm(&widen(&values), &first.values, eps);
+    let sum: Vec<f64> = residual.iter().zip(&answer).map(|(a, b)| a + b).collect();
+    let answer = oracle::rms_norm(&sum, &norm.values, eps);
+    let fixture = BlockFixture {
+        input: block.route.input,
+        output: rms_norm.output,
+        values,
+        scratch: vec![block.output, target],
+        steps,
+    };
+    fixture.check(ctx, lengths, &answer)
+}
+
 /// The capacity for segments of these lengths.
 fn capacity_of(lengths: &[usize]) -> Capacity {
     let batch = Batch {
@@ -277,6 +334,18 @@ pub(super) fn cases() -> Vec<Case> {
             format!("{experts} experts in {groups} of n={n} d={d} shared={shared}/{segments}");
         cases.push(Case::new("moe_block", name, Tolerance::Block, move |ctx| {
             moe_block(ctx, router, shape, lengths)
+        }));
+    }
+    for (shape, lengths) in [
+        ([8, 16, 1032, 16], &[1][..]),
+        ([8, 24, 40, 32], &[9]),
+        ([8, 16, 33, 16], &[1, 5, 1, 1]),
+        ([8, 16, 2304, 0], &[1, 1]),
+    ] {
+        let [_, n, d, shared] = shape;
+        let name = format!("the sum and norm after it/n={n} d={d} shared={shared}/{lengths:?}");
+        cases.push(Case::new("moe_block", name, Tolerance::Block, move |ctx| {
+            moe_norm(ctx, shape, lengths)
         }));
     }
     cases
