@@ -36,8 +36,9 @@ WAIT, NEAR = 0.7, 0.3
 # The fraction of its issue slots that a kernel uses if its few warps wait at barriers.
 ISSUED = 0.63
 # Instructions of a warp on the path of nearly all chunks, tokens or rows: a full chunk, anchored in its middle and not the
-# first of its segment; bf16 weights; one row. Counted by hand in the listing, whose branches and loops contain more.
-ALONG = {"kda_prepare_fused_128": 2870, "kda_decode": 1170, "mla_absorb": 760, "mla_merge": 850, "mla_merge, four rows": 1800}
+# first of its segment; bf16 weights; one row. Counted by hand in the listing, whose branches and loops contain more. A decode with
+# projections: 1,170 without them, eight turns of 65, and about 180 for the copies.
+ALONG = {"kda_prepare_fused_128": 2870, "kda_decode_projected": 1870, "mla_absorb": 760, "mla_merge": 850, "mla_merge, four rows": 1800}
 # Clocks per scanned chunk, of which 430 are products: docs/performance/hopper.md, "KDA prefill".
 SCANNED = 680
 # Instructions of a warp on the path for multiples of eight and bf16 weights, counted by hand in the listing: five iterations
@@ -273,9 +274,11 @@ def model(found):
     together("KDA layer from convolution to norm, 8K tokens", 6 * key / 4.8e6, prepare, scan, norm)
     for sequences in (1, 64):
         blocks = -(-heads * sequences // SMS)
-        volume = sequences * heads * 128 * (2 * 128 * 4 + 6 * 2 + 2 * 9 * 4)
+        # The second projections of decay and output gate are read from memory once, and by each block.
+        projections = heads * 2 * 128 * 128 * 2
+        volume = sequences * heads * 128 * (2 * 128 * 4 + 4 * 2 + 2 * 9 * 4) + projections
         together(f"KDA decode, {sequences} sequence{'s' if sequences > 1 else ''}", volume / 4.8e6, launch(
-            2 * NEAR + WAIT, volume, 131072 * blocks, ALONG["kda_decode"], 8 * blocks))
+            2 * NEAR + WAIT, volume, (131072 + projections / heads) * blocks, ALONG["kda_decode_projected"], 8 * blocks))
     kv_b = 2 * 32 * 256 * 512
     for positions, name in ((4096, "4K"), (32768, "32K"), (131072, "128K"), (1048576, "1M")):
         span = max(256, -(-(-(-positions // 132)) // 32) * 32)
@@ -324,7 +327,9 @@ def model(found):
         together(f"experts, {rows_of} ({experts} experts): {'list, ' if count > 1 else ''}in, out, combine", experts * 14155776 / 4.8e6, *kernels)
     router = 2 * 256 * width
     choose = launch(NEAR + WAIT + CHOICE)
-    together("router, one row: scores, choice", (router + 2 * width) / 4.8e6, launch(WAIT + NEAR + DOT, router, 4 * width), choose)
+    # One launch: a dot product, the count of the blocks, then the last block's choice.
+    together("router, one row: scores, choice", (router + 2 * width) / 4.8e6,
+             launch(2 * WAIT + 3 * NEAR + DOT + CHOICE, router, 4 * width))
     together("router, 64 single rows", (router + 128 * width) / 4.8e6,
              launch(3 * NEAR, router, 0, ALONG_ROUTE["route_scores"], 2048 / SMS, ISSUED, 1), choose)
     product = 2 * 8192 * 256 * width

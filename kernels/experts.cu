@@ -28,7 +28,8 @@ static __device__ __forceinline__ u32 several_assignment(const u32* batch, u32 t
 // Floats from one assignment's sums to the next's in shared memory, without bank conflicts for a fragment.
 #define FEW_STRIDE 36
 
-// The work of a block in the form for few rows: chosen expert number `blockIdx.y`, and the assignments to it.
+// The work of a block in the form for few rows: chosen expert number `blockIdx.y`, and the assignments to it. Shared experts
+// are one more expert, the first, whose assignments are the single rows themselves.
 struct Chosen {
     u32 expert, count;
     // The list of assignments, or null if there is only one.
@@ -41,8 +42,12 @@ struct Chosen {
 // Reads it from the list; `count` is 0 if there is no such expert. The choices of the only single row need no list: each is a
 // different expert.
 static __device__ __forceinline__ Chosen chosen(
-    const u32* batch, const u32* ids, const u32* list, u32 most, u32 top_k, u32 first, u32 experts) {
+    const u32* batch, const u32* ids, const u32* list, u32 most, u32 top_k, u32 first, u32 experts, bool shared) {
     u32 rows = batch[TOKENS] - batch[SEVERAL_ROWS], single = batch[AT_ROWS] + batch[SEVERAL_ROWS], n = blockIdx.y;
+    if (shared) {
+        if (n == 0) return {0, rows, batch + single, NONE};
+        n--;
+    }
     if (rows < 2) {
         if (n >= rows * top_k) return {NONE, 0, nullptr, NONE};
         u32 assignment = batch[single] * top_k + n, expert = ids[assignment] - first;
@@ -150,7 +155,6 @@ static __device__ __forceinline__ void few(const Chosen& chosen, P product, R ro
     for (u32 first = 0; first < chosen.count; first += FEW_ASSIGNMENTS) {
         // If fewer rows are left, the last is multiplied again and not stored.
         const bf16* row = row_of(chosen.assignment(min(first + g, chosen.count - 1)));
-        u32 assignment = first + warp < chosen.count ? chosen.assignment(first + warp) : NONE;
         FewSums sums;
         product(sums, row);
         // The sums of the previous assignments were read before this barrier.
@@ -166,7 +170,8 @@ static __device__ __forceinline__ void few(const Chosen& chosen, P product, R ro
         float sum = 0.0f;
 #pragma unroll
         for (u32 from = 0; from < FEW_WARPS; from++) sum += parts[(from * FEW_ASSIGNMENTS + warp) * FEW_STRIDE + lane];
-        store(assignment, lane, sum);
+        // Read here, not before the products, for the sake of a register.
+        store(first + warp < chosen.count ? chosen.assignment(first + warp) : NONE, lane, sum);
     }
 }
 
@@ -184,32 +189,46 @@ struct FewDense {
     }
 };
 
+// Whether a block has the shared experts, if there are any. Asked where it is used, it occupies no register between.
+static __device__ __forceinline__ bool is_shared(const void* shared) { return shared != nullptr && blockIdx.y == 0; }
+
 // The common part of the input kernels for single rows: the product's outputs are those of gate from `unit` on, then those of
-// up.
+// up. Those of shared experts go to `shared_hidden`.
 template <class P>
 static __device__ __forceinline__ void few_in(
-    const Chosen& own, P product, const bf16* input, bf16* hidden, u32 unit, u32 width, u32 hidden_width, u32 top_k) {
-    auto row_of = [&](u32 assignment) { return input + (u64)(assignment / top_k) * width; };
+    const Chosen& own, P product, const bf16* input, bf16* hidden, bf16* shared_hidden, u32 unit, u32 width,
+    u32 hidden_width, u32 top_k) {
+    auto row_of = [&](u32 assignment) {
+        return input + (u64)(is_shared(shared_hidden) ? assignment : assignment / top_k) * width;
+    };
     few(own, product, row_of, [&](u32 assignment, u32 n, float sum) {
         float other = __shfl_down_sync(EVERY_LANE, sum, FEW_OUTPUTS / 2);
         if (n >= FEW_OUTPUTS / 2 || assignment == NONE || unit + n >= hidden_width) return;
-        hidden[(u64)assignment * hidden_width + unit + n] = narrow(silu(sum) * other);
+        bf16* to = is_shared(shared_hidden) ? shared_hidden : hidden;
+        to[(u64)assignment * hidden_width + unit + n] = narrow(silu(sum) * other);
     });
 }
 
-// hidden = silu(gate x) * (up x) for single rows. Grid (ceil(hidden_width / 16), maximum number of chosen experts), block 256.
+// hidden = silu(gate x) * (up x) for single rows. Grid (ceil(hidden_width / 16), maximum number of chosen experts, one more with
+// shared experts), block 256.
 //   batch    the batch
 //   ids      [T, top_k] u32
 //   list     from `experts_list`, if there are several single rows
 //   input    [T, width] bf16
 //   gate     [experts, hidden_width, width] bf16
 //   up       [experts, hidden_width, width] bf16
+//   shared   [2, hidden_width, width] bf16: gate and up of the shared experts, or null
 //   hidden   [T, top_k, hidden_width] bf16
+//   shared_hidden  [T, hidden_width] bf16, or null
 extern "C" __global__ void __launch_bounds__(256, 3) experts_few_in(
     const u32* batch, const u32* ids, const u32* list, u32 most, const bf16* input, const bf16* gate, const bf16* up,
-    bf16* hidden, u32 width, u32 hidden_width, u32 top_k, u32 first, u32 experts) {
-    Chosen own = chosen(batch, ids, list, most, top_k, first, experts);
+    const bf16* shared, bf16* hidden, bf16* shared_hidden, u32 width, u32 hidden_width, u32 top_k, u32 first, u32 experts) {
+    Chosen own = chosen(batch, ids, list, most, top_k, first, experts, shared != nullptr);
     if (own.count == 0) return;
+    if (is_shared(shared)) {
+        gate = shared;
+        up = shared + (u64)hidden_width * width;
+    }
     u32 unit = blockIdx.x * (FEW_OUTPUTS / 2);
     FewDense product{{}, width};
 #pragma unroll
@@ -217,7 +236,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) experts_few_in(
         u32 n = min(unit + threadIdx.x % 32 / 4 + i % 2 * 8, hidden_width - 1);
         product.weights[i] = (i < 2 ? gate : up) + ((u64)own.expert * hidden_width + n) * width;
     }
-    few_in(own, product, input, hidden, unit, width, hidden_width, top_k);
+    few_in(own, product, input, hidden, shared_hidden, unit, width, hidden_width, top_k);
 }
 ENTRY(experts_few_in)
 
@@ -225,7 +244,7 @@ ENTRY(experts_few_in)
 extern "C" __global__ void __launch_bounds__(256, 2) experts_few_in_blocks(
     const u32* batch, const u32* ids, const u32* list, u32 most, const bf16* input, const void* gate, u32 gate_format,
     const void* up, u32 up_format, bf16* hidden, u32 width, u32 hidden_width, u32 top_k, u32 first, u32 experts) {
-    Chosen own = chosen(batch, ids, list, most, top_k, first, experts);
+    Chosen own = chosen(batch, ids, list, most, top_k, first, experts, false);
     if (own.count == 0) return;
     u32 unit = blockIdx.x * (FEW_OUTPUTS / 2);
     FewRows weights{gate, up, gate_format, up_format, {}};
@@ -235,29 +254,45 @@ extern "C" __global__ void __launch_bounds__(256, 2) experts_few_in_blocks(
         weights.rows[i] = ((u64)own.expert * hidden_width + n) * width;
     }
     auto product = [&](FewSums& sums, const bf16* row) { few_product(sums, weights, row, width); };
-    few_in(own, product, input, hidden, unit, width, hidden_width, top_k);
+    few_in(own, product, input, hidden, nullptr, unit, width, hidden_width, top_k);
 }
 ENTRY(experts_few_in_blocks)
 
-// The common part of the output kernels for single rows: the product's outputs are those of down from `output` on.
+// The common part of the output kernels for single rows: the product's outputs are those of down from `output` on. Those of
+// shared experts go to `shared_output`.
 template <class P>
 static __device__ __forceinline__ void few_out(
-    const Chosen& own, P product, const bf16* hidden, float* results, u32 output, u32 width, u32 hidden_width) {
+    const Chosen& own, P product, const bf16* hidden, float* results, bf16* shared_output, u32 output, u32 width,
+    u32 hidden_width) {
     auto row_of = [&](u32 assignment) { return hidden + (u64)assignment * hidden_width; };
     few(own, product, row_of, [&](u32 assignment, u32 n, float sum) {
-        if (assignment != NONE && output + n < width) results[(u64)assignment * width + output + n] = sum;
+        if (assignment == NONE || output + n >= width) return;
+        u64 at = (u64)assignment * width + output + n;
+        if (is_shared(shared_output)) {
+            shared_output[at] = narrow(sum);
+        } else {
+            results[at] = sum;
+        }
     });
 }
 
-// results = down hidden for single rows; batch, ids and list as above. Grid (ceil(width / 32), maximum number of chosen experts), block 256.
+// results = down hidden for single rows; batch, ids and list as above. Grid (ceil(width / 32), maximum number of chosen experts,
+// one more with shared experts), block 256.
 //   hidden   [T, top_k, hidden_width] bf16
 //   down     [experts, width, hidden_width] bf16
+//   shared   [width, hidden_width] bf16: down of the shared experts, or null
 //   results  [T, top_k, width] f32
+//   shared_hidden, shared_output  [T, hidden_width] and [T, width] bf16, or null
 extern "C" __global__ void __launch_bounds__(256, 3) experts_few_out(
-    const u32* batch, const u32* ids, const u32* list, u32 most, const bf16* hidden, const bf16* down, float* results,
-    u32 width, u32 hidden_width, u32 top_k, u32 first, u32 experts) {
-    Chosen own = chosen(batch, ids, list, most, top_k, first, experts);
+    const u32* batch, const u32* ids, const u32* list, u32 most, const bf16* hidden, const bf16* down, const bf16* shared,
+    float* results, const bf16* shared_hidden, bf16* shared_output, u32 width, u32 hidden_width, u32 top_k, u32 first,
+    u32 experts) {
+    Chosen own = chosen(batch, ids, list, most, top_k, first, experts, shared != nullptr);
     if (own.count == 0) return;
+    if (is_shared(shared)) {
+        down = shared;
+        hidden = shared_hidden;
+    }
     u32 output = blockIdx.x * FEW_OUTPUTS;
     FewDense product{{}, hidden_width};
 #pragma unroll
@@ -265,7 +300,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) experts_few_out(
         u32 n = min(output + threadIdx.x % 32 / 4 + i * 8, width - 1);
         product.weights[i] = down + ((u64)own.expert * width + n) * hidden_width;
     }
-    few_out(own, product, hidden, results, output, width, hidden_width);
+    few_out(own, product, hidden, results, shared_output, output, width, hidden_width);
 }
 ENTRY(experts_few_out)
 
@@ -273,7 +308,7 @@ ENTRY(experts_few_out)
 extern "C" __global__ void __launch_bounds__(256, 2) experts_few_out_blocks(
     const u32* batch, const u32* ids, const u32* list, u32 most, const bf16* hidden, const void* down, u32 format,
     float* results, u32 width, u32 hidden_width, u32 top_k, u32 first, u32 experts) {
-    Chosen own = chosen(batch, ids, list, most, top_k, first, experts);
+    Chosen own = chosen(batch, ids, list, most, top_k, first, experts, false);
     if (own.count == 0) return;
     u32 output = blockIdx.x * FEW_OUTPUTS;
     FewRows weights{down, down, format, format, {}};
@@ -283,7 +318,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) experts_few_out_blocks(
         weights.rows[i] = ((u64)own.expert * width + n) * hidden_width;
     }
     auto product = [&](FewSums& sums, const bf16* row) { few_product(sums, weights, row, hidden_width); };
-    few_out(own, product, hidden, results, output, width, hidden_width);
+    few_out(own, product, hidden, results, nullptr, output, width, hidden_width);
 }
 ENTRY(experts_few_out_blocks)
 
@@ -568,72 +603,3 @@ extern "C" __global__ void __launch_bounds__(128, 2) experts_many_out_blocks(
     many_out(a, b, list, results, rows, column, width, hidden_width);
 }
 ENTRY(experts_many_out_blocks)
-
-// Choices whose results are loaded at the same time.
-#define COMBINED 8
-
-// Four columns of a row's output. WHOLE: rows have a multiple of four columns.
-template <bool WHOLE>
-static __device__ __forceinline__ void combine(
-    const u32* ids, const float* weights, const float* results, bf16* output, u32 column, u32 width, u32 top_k, u32 first,
-    u32 experts) {
-    float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    for (u32 begin = 0; begin < top_k; begin += COMBINED) {
-        float parts[COMBINED][4], shares[COMBINED];
-        bool here[COMBINED];
-#pragma unroll
-        for (u32 i = 0; i < COMBINED; i++) {
-            here[i] = begin + i < top_k && ids[begin + i] - first < experts;
-            shares[i] = here[i] ? weights[begin + i] : 0.0f;
-        }
-#pragma unroll
-        for (u32 i = 0; i < COMBINED; i++) {
-            const float* from = results + (u64)(begin + i) * width + column;
-            if constexpr (WHOLE) {
-                float4 four = here[i] ? *(const float4*)from : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-                parts[i][0] = four.x, parts[i][1] = four.y, parts[i][2] = four.z, parts[i][3] = four.w;
-            } else {
-#pragma unroll
-                for (u32 j = 0; j < 4; j++) parts[i][j] = here[i] && column + j < width ? from[j] : 0.0f;
-            }
-        }
-#pragma unroll
-        for (u32 i = 0; i < COMBINED; i++) {
-#pragma unroll
-            for (u32 j = 0; j < 4; j++) sums[j] = here[i] ? fmaf(shares[i], parts[i][j], sums[j]) : sums[j];
-        }
-    }
-    if constexpr (WHOLE) {
-        *(uint2*)(output + column) = make_uint2(narrow_pair(sums[0], sums[1]), narrow_pair(sums[2], sums[3]));
-    } else {
-#pragma unroll
-        for (u32 j = 0; j < 4; j++) {
-            if (column + j < width) output[column + j] = narrow(sums[j]);
-        }
-    }
-}
-
-// output = sum over choices of weight * result, in the order of the choices. Grid (rows, ceil(width / 1024)), block 256; a thread
-// has four columns.
-//   batch    the batch
-//   ids      [T, top_k] u32
-//   weights  [T, top_k] f32
-//   results  [T, top_k, width] f32
-//   output   [T, width] bf16
-extern "C" __global__ void __launch_bounds__(256) experts_combine(
-    const u32* batch, const u32* ids, const float* weights, const float* results, bf16* output, u32 width, u32 top_k,
-    u32 first, u32 experts) {
-    u64 row = blockIdx.x;
-    u32 column = (blockIdx.y * 256 + threadIdx.x) * 4;
-    if (row >= batch[TOKENS] || column >= width) return;
-    ids += row * top_k;
-    weights += row * top_k;
-    results += row * top_k * width;
-    output += row * width;
-    if (width % 4 == 0) {
-        combine<true>(ids, weights, results, output, column, width, top_k, first, experts);
-    } else {
-        combine<false>(ids, weights, results, output, column, width, top_k, first, experts);
-    }
-}
-ENTRY(experts_combine)

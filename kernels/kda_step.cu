@@ -51,7 +51,7 @@ struct FusedStep {
     static constexpr bool SEVERAL = false;
     Conv conv;
     Gates gates;
-    const bf16* gate;  // [T, heads V], before the sigmoid
+    const bf16* gate;  // [T, heads V], before the sigmoid; null, like the decay, if both are computed
     const void* norm;  // [V] of the format
     u32 norm_format;
     float eps;
@@ -64,6 +64,22 @@ struct FusedStep {
         float first[LEAD], second[LEAD];
         bf16 last_first, last_second, decay, write, gate;
     };
+};
+
+// The same before the second projections of decay and output gate, which the block computes for its head. Their rows are copied
+// to shared memory while the batch and the state are read.
+#define MOST_RANK 128
+// Elements from one row to the next there: threads that read consecutive rows, 16 bytes each, find no bank conflicts.
+#define RANK_STRIDE (MOST_RANK + 8)
+struct ProjectedStep : FusedStep {
+    const bf16 *decay_rank, *gate_rank;  // [T, rank]
+    const bf16 *decay_up, *gate_up;      // [heads K, rank] and [heads V, rank]
+    u32 rank;                            // a multiple of eight
+
+    __device__ __forceinline__ ProjectedStep(
+        const FusedStep& fused, const bf16* decay_rank, const bf16* gate_rank, const bf16* decay_up, const bf16* gate_up,
+        u32 rank)
+        : FusedStep(fused), decay_rank(decay_rank), gate_rank(gate_rank), decay_up(decay_up), gate_up(gate_up), rank(rank) {}
 };
 
 static __device__ __forceinline__ u32 gate_channel(const Heads& h, u32 head, u32 d) {
@@ -101,9 +117,56 @@ static __device__ __forceinline__ void load_inputs(
         x.first[i] = first[i];
         x.second[i] = second[i];
     }
-    x.decay = from.gates.decay[(u64)row * h.heads * h.key_width + gate_channel(h, head, share.d)];
     x.write = from.gates.write[(u64)row * h.heads + head];
+    x.decay = x.gate = bf16{0};
+    if (from.gate == nullptr) return;
+    x.decay = from.gates.decay[(u64)row * h.heads * h.key_width + gate_channel(h, head, share.d)];
     x.gate = from.gate[((u64)row * h.heads + head) * h.value_width + min(share.d, h.value_width - 1)];
+}
+
+// Begins to copy a head's rows of both second projections: the decay's, then from row WIDEST on the gate's; zeros past them.
+static __device__ __forceinline__ void begin_projections(const PlainStep&, const Heads&, u32) {}
+static __device__ __forceinline__ void begin_projections(const FusedStep&, const Heads&, u32) {}
+static __device__ __forceinline__ void begin_projections(const ProjectedStep& from, const Heads& h, u32 head) {
+    bf16* rows = (bf16*)dynamic_shared();
+    u32 pieces = from.rank / 8;
+    for (u32 i = threadIdx.x; i < 2 * WIDEST * pieces; i += STEP_THREADS) {
+        u32 r = i / pieces, k = i % pieces * 8, d = r % WIDEST, width = r < WIDEST ? h.key_width : h.value_width;
+        const bf16* weight = r < WIDEST ? from.decay_up : from.gate_up;
+        copy_async(rows + r * RANK_STRIDE + k, weight + (u64)(head * width + min(d, width - 1)) * from.rank + k, d < width);
+    }
+    copy_async_commit();
+}
+// Waits for the copies of a block that does not use them.
+static __device__ __forceinline__ void end_projections(const FusedStep&) {}
+static __device__ __forceinline__ void end_projections(const PlainStep&) {}
+static __device__ __forceinline__ void end_projections(const ProjectedStep&) { copy_async_wait<0>(); }
+
+// Decay and output gate of row `row`, rounded as if they had been stored. A thread of the lower half has a channel of the decay,
+// one of the upper half a channel of the gate, which a thread of the lower half then takes.
+static __device__ __forceinline__ void project(PlainStep::Inputs&, const PlainStep&, u32, const Share&) {}
+static __device__ __forceinline__ void project(FusedStep::Inputs&, const FusedStep&, u32, const Share&) {}
+static __device__ __forceinline__ void project(FusedStep::Inputs& x, const ProjectedStep& from, u32 row, const Share& share) {
+    SHARED(bf16, gates, WIDEST);
+    const bf16* weight = (const bf16*)dynamic_shared() + threadIdx.x * RANK_STRIDE;
+    const bf16* input = (threadIdx.x < WIDEST ? from.decay_rank : from.gate_rank) + (u64)row * from.rank;
+    copy_async_wait<0>();
+    __syncthreads();
+    float sums[2] = {0.0f, 0.0f};
+#pragma unroll 2
+    for (u32 k = 0; k < from.rank; k += 8) {
+        uint4 w = *(const uint4*)(weight + k), i = *(const uint4*)(input + k);
+        u32 ws[4] = {w.x, w.y, w.z, w.w}, is[4] = {i.x, i.y, i.z, i.w};
+#pragma unroll
+        for (u32 j = 0; j < 4; j++) {
+            sums[0] = fmaf(low(ws[j]), low(is[j]), sums[0]);
+            sums[1] = fmaf(high(ws[j]), high(is[j]), sums[1]);
+        }
+    }
+    x.decay = narrow(sums[0] + sums[1]);
+    if (threadIdx.x >= WIDEST) gates[share.d] = x.decay;
+    __syncthreads();
+    x.gate = gates[share.d];
 }
 
 static __device__ __forceinline__ Numbers numbers_of(
@@ -230,6 +293,7 @@ static __device__ __forceinline__ void step(
     Share share = share_of(h, head);
     typename From::Weights weights;
     load_weights(weights, from, h, head, share);
+    begin_projections(from, h, head);
     // Two dependent loads until the state's address is known: the header, the segment.
     Words header = words_at(batch, HEADER);
     u32 segments = header[SEGMENTS];
@@ -237,7 +301,10 @@ static __device__ __forceinline__ void step(
     u32 start = words[START], length = words[LENGTH], slot = words[SLOT_IN], out = words[SLOT_OUT];
     u32 checkpoints = words[CHECKPOINT_COUNT];
     const u32* checkpoint = batch + words[CHECKPOINTS];
-    if (segment >= segments || by_chunks(form, length)) return;
+    if (segment >= segments || by_chunks(form, length)) {
+        end_projections(from);
+        return;
+    }
 
     // The state is loaded first; the token's inputs are loaded meanwhile.
     float4 state[STEP_ROWS];
@@ -247,6 +314,7 @@ static __device__ __forceinline__ void step(
     if (!From::SEVERAL) {
         load_inputs(inputs, from, h, length > 0 ? start : 0, read, head, share);
         keep_conv_states_of(inputs, from, h, length, slot, out, checkpoint, checkpoints, share);
+        project(inputs, from, length > 0 ? start : 0, share);
     }
     float root = sqrtf((float)h.key_width);
     for (u32 t = 0; t < length; t++) {
@@ -352,3 +420,19 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 2) kda_decode(
     step(from, batch, states, output, h, BY_LENGTH);
 }
 ENTRY(kda_decode)
+
+// The same with the second projections of decay and output gate: one kernel between a layer's two products. Dynamic shared
+// memory: 2 WIDEST rows of RANK_STRIDE bf16.
+//   decay_rank  [T, rank] bf16                     gate_rank  [T, rank] bf16
+//   decay_up    [heads K, rank] bf16               gate_up    [heads V, rank] bf16; rank is a multiple of eight, at most 128
+extern "C" __global__ void __launch_bounds__(STEP_THREADS, 2) kda_decode_projected(
+    const u32* batch, const bf16* input, const void* weight, u32 format, float* conv_states, const bf16* decay_rank,
+    const bf16* decay_up, const bf16* write, const void* a_log, u32 a_log_format, const void* dt_bias, u32 dt_bias_format,
+    const bf16* gate_rank, const bf16* gate_up, u32 rank, const void* norm, u32 norm_format, float eps, float* states,
+    bf16* output, u32 heads, u32 key_width, u32 value_width) {
+    Heads h{heads, heads, key_width, value_width};
+    FusedStep fused{Conv{input, weight, format, conv_states},
+                    Gates{nullptr, write, a_log, dt_bias, a_log_format, dt_bias_format}, nullptr, norm, norm_format, eps};
+    step(ProjectedStep(fused, decay_rank, gate_rank, decay_up, gate_up, rank), batch, states, output, h, BY_LENGTH);
+}
+ENTRY(kda_decode_projected)

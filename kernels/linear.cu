@@ -76,17 +76,33 @@ struct Columns {
     }
 };
 
+// A product of a launch of several.
+struct Product {
+    const bf16 *input, *weight;
+    void* output;
+    u32 columns, outputs;
+};
+
+// The product that a block belongs to, of one and the next: `block` counts from the first block of `own`, then of the result.
+// Once a block has found its product, it is not beyond it.
+static __device__ __forceinline__ Product next_product(u32& block, const Product& own, const Product& next) {
+    u32 blocks = (own.outputs + FEW_OUTPUTS - 1) / FEW_OUTPUTS;
+    if (block < blocks) return own;
+    block -= blocks;
+    return next;
+}
+
 // `load(n, k)` returns eight elements of the weight's row `n`, or of NONE, from column `k` on, in bf16. The order of columns
 // in a sum of products is free: a lane reads eight consecutive columns, and uses them as the columns of a fragment, in the
 // weight and in the input alike. A row's sum does not depend on other rows.
 template <int TILES, class W>
 static __device__ __forceinline__ void few(
-    const u32* batch, u32 kind, const bf16* input, W load, const Columns& to, u32 columns, u32 outputs) {
+    const u32* batch, u32 kind, const bf16* input, W load, const Columns& to, u32 columns, u32 outputs, u32 block) {
     SHARED(float, parts, FEW_WARPS * FEW_OUTPUTS * 8);
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     u32 several = kind == TOKENS ? batch[SEVERAL_ROWS] : 0, rows = batch[kind] - several;
     const u32* order = kind == TOKENS ? batch + batch[AT_ROWS] + several : nullptr;
-    u32 first = blockIdx.y * (8 * TILES), output_first = blockIdx.x * FEW_OUTPUTS;
+    u32 first = blockIdx.y * (8 * TILES), output_first = block * FEW_OUTPUTS;
     if (first >= rows) return;
     auto row_at = [&](u32 n) { return order != nullptr ? order[n] : n; };
 
@@ -157,19 +173,28 @@ static __device__ __forceinline__ void few(
     }
 }
 
-// output = input weight^T with f32 sums, for rows of single tokens or of outputs. Each weight is read once for the number of
-// rows in the kernel's name. Grid (ceil(outputs / 32), ceil(rows / that)), block 512.
+// Up to four products output = input weight^T with f32 sums, for rows of single tokens or of outputs. Each weight is read once
+// for the number of rows in the kernel's name. Blocks of the first product come first. Grid (sum of ceil(outputs / 32),
+// ceil(rows / that number)), block 512.
 //   batch   the batch
 //   kind    TOKENS or OUTPUTS: the kind of the rows
+//   full    whether outputs are f32, else bf16
+// and for each product, or null and 0:
 //   input   [.., columns] bf16
 //   weight  [outputs, columns] bf16; both aligned to 16 bytes
-//   output  [.., outputs], f32 if `full`, else bf16
+//   output  [.., outputs]
+#define PRODUCT(n) const bf16 *input##n, const bf16 *weight##n, void *output##n, u32 columns##n, u32 outputs##n
 #define LINEAR_FEW(name, tiles)                                                                                       \
     extern "C" __global__ void __launch_bounds__(FEW_WARPS * 32, 1) name(                                             \
-        const u32* batch, u32 kind, const bf16* input, const bf16* weight, void* output, u32 full, u32 columns,       \
-        u32 outputs) {                                                                                                \
-        auto load = [&](u32 n, u32 k) { return eight_of(weight, n, k, columns); };                                    \
-        few<tiles>(batch, kind, input, load, Columns{output, full, 0, outputs}, columns, outputs);                    \
+        const u32* batch, u32 kind, u32 full, PRODUCT(0), PRODUCT(1), PRODUCT(2), PRODUCT(3)) {                       \
+        u32 block = blockIdx.x;                                                                                       \
+        Product own = {input0, weight0, output0, columns0, outputs0};                                                 \
+        own = next_product(block, own, {input1, weight1, output1, columns1, outputs1});                               \
+        own = next_product(block, own, {input2, weight2, output2, columns2, outputs2});                               \
+        own = next_product(block, own, {input3, weight3, output3, columns3, outputs3});                               \
+        auto load = [&](u32 n, u32 k) { return eight_of(own.weight, n, k, own.columns); };                            \
+        Columns to{own.output, full, 0, own.outputs};                                                                 \
+        few<tiles>(batch, kind, own.input, load, to, own.columns, own.outputs, block);                                \
     }
 
 LINEAR_FEW(linear_few_8, 1)
@@ -192,7 +217,7 @@ extern "C" __global__ void __launch_bounds__(FEW_WARPS * 32, 1) linear_few_block
         Codes x = eight_of_blocks(weight, format, (u64)n * columns + k);
         return make_uint4(narrow_pair(x[0], x[1]), narrow_pair(x[2], x[3]), narrow_pair(x[4], x[5]), narrow_pair(x[6], x[7]));
     };
-    few<1>(batch, kind, input, load, Columns{output, full, first_output, width}, columns, outputs);
+    few<1>(batch, kind, input, load, Columns{output, full, first_output, width}, columns, outputs, blockIdx.x);
 }
 ENTRY(linear_few_blocks)
 

@@ -2,6 +2,7 @@
 #include "shared/kernel.h"
 #include "shared/batch.h"
 #include "shared/weight.h"
+#include "shared/norm.h"
 
 // output[r] = input / sqrt(mean(input^2) + eps) * weight; one block of 256 threads per row.
 //   batch   the batch
@@ -17,15 +18,6 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm(
     u32 r = blockIdx.x;
     if (r >= batch[kind]) return;
     input += (u64)(gather ? batch[batch[AT_OUTPUTS] + OUTPUT_WORDS * r + OUTPUT_ROW] : r) * width;
-    output += (u64)r * width;
-    float squares = 0.0f;
-    for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
-        float x = widen(input[i]);
-        squares += x * x;
-    }
-    float scale = 1.0f / sqrtf(block_sum(squares, scratch) / (float)width + eps);
-    for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
-        output[i] = narrow(widen(input[i]) * scale * weight_at(weight, format, i));
-    }
+    normalise(input, weight, format, output + (u64)r * width, width, eps, scratch);
 }
 ENTRY(rms_norm)

@@ -97,23 +97,20 @@ static __device__ __forceinline__ void store_scores(
     if (lane < ROWS && first + lane < listed.count) scores[(u64)listed.row(first + lane) * experts + expert] = own;
 }
 
-// scores = weight input in f32 for one row; two experts per block. Weights do not depend on the batch, so their loads come
-// first.
+// One expert's score before the sigmoid, of the only row, in every lane of a warp. All its weights are asked for first; without
+// the barrier the compiler would ask for each where it is used.
 template <u32 FORMAT>
-static __device__ __forceinline__ void scores_of_one(
-    const u32* batch, const bf16* input, const void* weight, float* scores, u32 width, u32 experts, u32 all, u32 expert) {
+static __device__ __forceinline__ float score_of_one(const bf16* input, const void* weight, u32 width, u32 expert) {
     u32 k = threadIdx.x % 32 * 8;
     u64 row = (u64)expert * width;
     Stored<FORMAT> w[AHEAD_OF_ONE];
     load_run(w, weight, row, k, width);
     __syncwarp();
-    Listed listed(batch, all);
-    if (listed.count == 0) return;
-    const bf16* rows[1] = {input + (u64)listed.row(0) * width};
+    const bf16* rows[1] = {input};
     float sums[1] = {0.0f};
     add_run(sums, w, rows, k, width);
     dots<FORMAT, AHEAD_OF_ONE>(sums, weight, row, rows, 256 * AHEAD_OF_ONE, width);
-    store_scores(sums, listed, 0, scores, expert, experts);
+    return warp_sum(sums[0]);
 }
 
 // The scores before the sigmoid, for rows that cuBLASLt does not compute: of single tokens, or all if `all`. Grid
@@ -148,32 +145,11 @@ extern "C" __global__ void __launch_bounds__(256, 2) route_scores(
 }
 ENTRY(route_scores)
 
-// The same for one row, with the same bits. Grid (ceil(experts / 2)), block 64.
-extern "C" __global__ void __launch_bounds__(64) route_scores_one(
-    const u32* batch, const bf16* input, const void* weight, u32 format, float* scores, u32 width, u32 experts, u32 all) {
-    u32 expert = blockIdx.x * 2 + threadIdx.x / 32;
-    if (expert >= experts) return;
-    if (width % 8 != 0 || format >= FIRST_OF_BLOCKS) {
-        Listed listed(batch, all);
-        if (listed.count == 0) return;
-        const bf16* rows[1] = {input + (u64)listed.row(0) * width};
-        float sums[1] = {0.0f};
-        dots_any(sums, weight, format, (u64)expert * width, rows, width);
-        store_scores(sums, listed, 0, scores, expert, experts);
-    } else if (format == FORMAT_BF16) {
-        scores_of_one<FORMAT_BF16>(batch, input, weight, scores, width, experts, all, expert);
-    } else if (format == FORMAT_F16) {
-        scores_of_one<FORMAT_F16>(batch, input, weight, scores, width, experts, all, expert);
-    } else {
-        scores_of_one<FORMAT_F32>(batch, input, weight, scores, width, experts, all, expert);
-    }
-}
-ENTRY(route_scores_one)
-
-// Scores and biased ranks of one token's experts, with eight loads per lane in flight; whether any is not finite.
-template <u32 FORMAT>
+// Scores and biased ranks of one token's experts, with eight loads per lane in flight; whether any is not finite. `S` is
+// volatile if other blocks of the launch wrote the scores.
+template <u32 FORMAT, class S>
 static __device__ __forceinline__ int rank_experts(
-    const float* scores, const void* bias, u32 experts, float* plain, u64* biased) {
+    const S* scores, const void* bias, u32 experts, float* plain, u64* biased) {
     int damaged = 0;
     for (u32 first = threadIdx.x % 32; first < experts; first += 256) {
         float logits[8], biases[8];
@@ -196,25 +172,15 @@ static __device__ __forceinline__ int rank_experts(
     return damaged;
 }
 
-// Selects experts and their weights; one warp per token.
-//   batch    the batch
-//   scores   [T, experts] f32, before the sigmoid
-//   bias     [experts] of the format
-//   ids      [T, top_k] u32: best biased score first
-//   weights  [T, top_k] f32: sigmoids without the bias, divided by their sum + 1e-20 if `renormalize`, times `scale`;
-//            all NaN if a biased score is not finite
-// Dynamic shared memory: 12 bytes per expert, 8 per group.
-extern "C" __global__ void __launch_bounds__(32) route_choose(
-    const u32* batch, const float* scores, const void* bias, u32 format, u32* ids, float* weights, u32 experts, u32 top_k,
-    u32 groups, u32 top_groups, u32 renormalize, float scale) {
+// Selects a token's experts and their weights, with one warp. Dynamic shared memory: 12 bytes per expert, 8 per group.
+template <class S>
+static __device__ __forceinline__ void choose(
+    const S* scores, const void* bias, u32 format, u32* ids, float* weights, u32 experts, u32 top_k, u32 groups,
+    u32 top_groups, u32 renormalize, float scale) {
     u64* biased = (u64*)dynamic_shared();
     u64* worth = biased + experts;
     float* plain = (float*)(worth + groups);
-    u32 t = blockIdx.x, lane = threadIdx.x;
-    if (t >= batch[TOKENS]) return;
-    scores += (u64)t * experts;
-    ids += (u64)t * top_k;
-    weights += (u64)t * top_k;
+    u32 lane = threadIdx.x % 32;
     int damaged = format == FORMAT_BF16 ? rank_experts<FORMAT_BF16>(scores, bias, experts, plain, biased)
                   : format == FORMAT_F16 ? rank_experts<FORMAT_F16>(scores, bias, experts, plain, biased)
                                          : rank_experts<FORMAT_F32>(scores, bias, experts, plain, biased);
@@ -276,4 +242,67 @@ extern "C" __global__ void __launch_bounds__(32) route_choose(
     float factor = renormalize ? scale / (sum + 1e-20f) : scale;
     for (u32 i = lane; i < top_k; i += 32) weights[i] *= factor;
 }
+
+// One warp per token.
+//   batch    the batch
+//   scores   [T, experts] f32, before the sigmoid
+//   bias     [experts] of the format
+//   ids      [T, top_k] u32: best biased score first
+//   weights  [T, top_k] f32: sigmoids without the bias, divided by their sum + 1e-20 if `renormalize`, times `scale`;
+//            all NaN if a biased score is not finite
+// Dynamic shared memory: 12 bytes per expert, 8 per group.
+extern "C" __global__ void __launch_bounds__(32) route_choose(
+    const u32* batch, const float* scores, const void* bias, u32 format, u32* ids, float* weights, u32 experts, u32 top_k,
+    u32 groups, u32 top_groups, u32 renormalize, float scale) {
+    u64 t = blockIdx.x;
+    if (t >= batch[TOKENS]) return;
+    choose(
+        scores + t * experts, bias, format, ids + t * top_k, weights + t * top_k, experts, top_k, groups, top_groups,
+        renormalize, scale);
+}
 ENTRY(route_choose)
+
+// Scores and choice of a batch of one token, with the bits of the kernels above. The block that finishes last has the choice:
+// `finished` counts the others, and is 0 again at the end. Grid (ceil(experts / 2)), block 64.
+//   input     [1, width] bf16
+//   weight    [experts, width] of the format
+//   scores    [1, experts] f32, before the sigmoid
+//   finished  one word
+// The rest as above.
+extern "C" __global__ void __launch_bounds__(64) route_one(
+    const bf16* input, const void* weight, u32 format, float* scores, u32* finished, const void* bias, u32 bias_format,
+    u32* ids, float* weights, u32 width, u32 experts, u32 top_k, u32 groups, u32 top_groups, u32 renormalize, float scale) {
+    SHARED(u32, last, 1);
+    u32 expert = blockIdx.x * 2 + threadIdx.x / 32;
+    if (expert < experts) {
+        float score;
+        if (width % 8 != 0 || format >= FIRST_OF_BLOCKS) {
+            const bf16* rows[1] = {input};
+            float sums[1] = {0.0f};
+            dots_any(sums, weight, format, (u64)expert * width, rows, width);
+            score = warp_sum(sums[0]);
+        } else if (format == FORMAT_BF16) {
+            score = score_of_one<FORMAT_BF16>(input, weight, width, expert);
+        } else if (format == FORMAT_F16) {
+            score = score_of_one<FORMAT_F16>(input, weight, width, expert);
+        } else {
+            score = score_of_one<FORMAT_F32>(input, weight, width, expert);
+        }
+        if (threadIdx.x % 32 == 0) {
+            scores[expert] = score;
+            __threadfence();
+        }
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        u32 before = atomicAdd(finished, 1u);
+        *last = before + 1 == gridDim.x;
+        if (*last) *finished = 0;
+    }
+    __syncthreads();
+    if (!*last || threadIdx.x >= 32) return;
+    __threadfence();
+    choose(
+        (const volatile float*)scores, bias, bias_format, ids, weights, experts, top_k, groups, top_groups, renormalize, scale);
+}
+ENTRY(route_one)

@@ -1,4 +1,4 @@
-// The sum of a token's experts, in the order of its choices, and the activation inside each: parts of `experts`.
+// The sum of a token's experts, in the order of its choices and then the shared ones, and the activation inside each: parts of `experts`.
 
 // #import shared/batch
 // #import shared/index
@@ -9,6 +9,7 @@ struct Params {
     top_k: u32,
     first_expert: u32,  // the id of the first local expert
     experts: u32,       // number of local experts
+    shared_too: u32,    // 1 if the result of shared experts is added
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -18,6 +19,7 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> output: array<f32>;   // [T, d]
 @group(0) @binding(6) var<storage, read> up: array<f32>;             // [assignments, n]
 @group(0) @binding(7) var<storage, read_write> gate: array<f32>;     // [assignments, n]: becomes silu(gate) up
+@group(0) @binding(8) var<storage, read> shared_result: array<f32>;  // [T, d], or any buffer
 
 @compute @workgroup_size(64)
 fn experts_combine(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -33,6 +35,9 @@ fn experts_combine(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
         if (ids[assignment] - params.first_expert < params.experts) {
             sum = fma(weights[assignment], results[assignment * params.width + c], sum);
         }
+    }
+    if (params.shared_too == 1u) {
+        sum += shared_result[i];
     }
     output[i] = sum;
 }

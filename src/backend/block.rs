@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Add, AllReduce, Experts, Form, GatedNorm, KdaGates, KdaRecurrence, LatentPool, Linear,
-    MlaAppend, MlaAttention, Op, Route, Segments, ShortConv, StatePool, Swiglu, Tensor, Weight,
+    MlaAppend, MlaAttention, Op, RmsNorm, Route, Segments, ShortConv, StatePool, Swiglu, Tensor,
+    Weight,
 };
 
 /// `output = input weight^T`.
@@ -17,6 +18,58 @@ fn linear(input: Tensor, weight: Weight, output: Tensor) -> Op {
         weight,
         output,
     })
+}
+
+/// A residual sum and the norm after it (vLLM's `fused_add_rms_norm`).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AddNorm {
+    /// `[T, d]`.
+    pub source: Tensor,
+    /// `[T, d]`, added to.
+    pub target: Tensor,
+    /// `[d]`.
+    pub weight: Weight,
+    /// Added to the mean of squares.
+    pub eps: f32,
+    /// `[T, d]`: the sum, normalised.
+    pub output: Tensor,
+}
+
+impl AddNorm {
+    /// Both as one operation; `None` if the norm does not read the sum.
+    #[must_use]
+    pub fn of(add: &Add, norm: &RmsNorm) -> Option<Self> {
+        (norm.input == add.target).then_some(Self {
+            source: add.source,
+            target: add.target,
+            weight: norm.weight,
+            eps: norm.eps,
+            output: norm.output,
+        })
+    }
+
+    /// Whether it can run row by row: each row of the sum is normalised to the same row, and nothing of `source` is
+    /// overwritten.
+    #[must_use]
+    pub fn by_rows(&self) -> bool {
+        self.output.rows == self.target.rows && self.output.id != self.source.id
+    }
+
+    /// Its parts.
+    #[must_use]
+    pub fn ops(&self) -> Vec<Op> {
+        let add = Add {
+            source: self.source,
+            target: self.target,
+        };
+        let norm = RmsNorm {
+            input: self.target,
+            weight: self.weight,
+            eps: self.eps,
+            output: self.output,
+        };
+        vec![Op::from(add), Op::from(norm)]
+    }
 }
 
 /// Sums a block's contribution over ranks.
@@ -55,7 +108,9 @@ pub struct KdaBlock {
     pub qkv: Tensor,
     /// Scratch `[T, channels]`: after it.
     pub qkv_conv: Tensor,
-    /// Scratch `[T, rank of the gate]`.
+    /// Scratch `[T, rank of the gate]`: between the projections of the decay.
+    pub decay_rank: Tensor,
+    /// Scratch `[T, rank of the gate]`: between the projections of the output gate.
     pub gate_rank: Tensor,
     /// Scratch `[T, H * K]`: the decay before its activation.
     pub decay: Tensor,
@@ -132,8 +187,8 @@ impl KdaBlock {
             linear(self.input, self.qkv_proj, self.qkv),
             Op::from(self.short_conv()),
             // alpha = exp(-exp(A_log) softplus(W_up W_down x + dt_bias)), beta = sigmoid(W_beta x)
-            linear(self.input, decay_down, self.gate_rank),
-            linear(self.gate_rank, decay_up, self.decay),
+            linear(self.input, decay_down, self.decay_rank),
+            linear(self.decay_rank, decay_up, self.decay),
             linear(self.input, self.beta_proj, self.write),
             Op::from(self.kda_gates()),
             // S = (I - beta k k^T) diag(alpha) S + beta k v^T, o = S^T q
@@ -283,7 +338,9 @@ pub struct MoeBlock {
 }
 
 impl MoeBlock {
-    fn experts(&self) -> Experts {
+    /// The routed experts.
+    #[must_use]
+    pub fn experts(&self) -> Experts {
         Experts {
             input: self.route.input,
             experts: self.route.experts,

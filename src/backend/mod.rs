@@ -36,7 +36,7 @@ mod weight;
 pub mod wgpu;
 
 pub use batch::{Batch, Capacity, FedToken, OutputRow, Segment, StateCheckpoint};
-pub use block::{KdaBlock, MlaBlock, MlpBlock, MoeBlock};
+pub use block::{AddNorm, KdaBlock, MlaBlock, MlpBlock, MoeBlock};
 pub use choose::{BackendKind, devices, open};
 pub use collective::{Alone, Collective, Shard, Threads};
 pub use draw::{Draw, DrawCapacity, Drawn, LogitChange};

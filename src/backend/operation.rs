@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
 use super::{
-    DrawCapacity, KdaBlock, LatentPool, MlaBlock, MlpBlock, MoeBlock, StatePool, Tensor, Weight,
+    AddNorm, DrawCapacity, KdaBlock, LatentPool, MlaBlock, MlpBlock, MoeBlock, StatePool, Tensor,
+    Weight,
 };
 
 /// Declares [`Op`], the names of its variants, and how arguments become one.
@@ -95,6 +96,8 @@ ops! {
     TraceState(TraceState) = "trace_state", TraceState;
     /// The attention weights of one head.
     TraceAttention(TraceAttention) = "trace_attention", TraceAttention;
+    /// A residual sum and the norm after it: `target += source`, then `output = RMSNorm(target)`.
+    AddNorm(AddNorm) = "add_norm", AddNorm;
     /// One KDA layer's attention half.
     KdaBlock(Box<KdaBlock>) = "kda_block", KdaBlock;
     /// One MLA layer's attention half.
@@ -110,6 +113,7 @@ impl Op {
     #[must_use]
     pub fn parts(&self) -> Option<Vec<Op>> {
         match self {
+            Self::AddNorm(both) => Some(both.ops()),
             Self::KdaBlock(block) => Some(block.ops()),
             Self::MlaBlock(block) => Some(block.ops()),
             Self::MlpBlock(block) => Some(block.ops()),
@@ -219,6 +223,10 @@ impl Op {
             Self::TraceState(op) => of(&[], &[], &[op.output]).on_states(op.pool, op.layer),
             Self::TraceAttention(op) => {
                 of(&[op.query], &[op.kv_b], &[op.output]).on_latents(op.pool, op.layer)
+            }
+            Self::AddNorm(op) => {
+                let reads = [op.source, op.target];
+                of(&reads, &[op.weight], &[op.target, op.output])
             }
             Self::KdaBlock(op) => of(&[op.input], &[], &[op.output]).on_states(op.pool, op.layer),
             Self::MlaBlock(op) => of(&[op.input], &[], &[op.output]).on_latents(op.pool, op.layer),

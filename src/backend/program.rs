@@ -9,7 +9,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::Op;
+use super::{AddNorm, Op};
 
 /// The operations of a step.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -55,6 +55,34 @@ impl Program {
         program
     }
 
+    /// The program with each residual sum and the norm that follows it as one operation, for backends that run both in one
+    /// launch. The two stay in the sum's section.
+    #[must_use]
+    pub fn joined(&self) -> Self {
+        let mut sections = self.sections.iter().peekable();
+        let mut program = Self::new();
+        for (at, op) in self.ops.iter().enumerate() {
+            while let Some((_, name)) = sections.next_if(|(first, _)| *first <= at) {
+                program.section(name.clone());
+            }
+            let both = match (program.ops.last(), op) {
+                (Some(Op::Add(add)), Op::RmsNorm(norm)) => AddNorm::of(add, norm),
+                _ => None,
+            };
+            match both.filter(AddNorm::by_rows) {
+                Some(both) => {
+                    program.ops.pop();
+                    program.push(both);
+                }
+                None => program.ops.push(op.clone()),
+            }
+        }
+        for (_, name) in sections {
+            program.section(name.clone());
+        }
+        program
+    }
+
     /// The program with every block expanded that a backend does not implement as a whole.
     #[must_use]
     pub fn expanded(&self, takes: impl Fn(&Op) -> bool) -> Self {
@@ -93,7 +121,7 @@ impl fmt::Display for Program {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{Add, Element, Rows, Swiglu, Tensor};
+    use crate::backend::{Add, Element, RmsNorm, Rows, Shard, Swiglu, Tensor, Weight};
 
     fn tensor(id: usize, width: usize) -> Tensor {
         Tensor {
@@ -134,6 +162,50 @@ mod tests {
     fn a_program_survives_a_file() {
         let text = serde_json::to_string(&program()).unwrap();
         assert_eq!(serde_json::from_str::<Program>(&text).unwrap(), program());
+    }
+
+    #[test]
+    fn a_sum_and_the_norm_of_it_become_one_operation_and_its_parts_again() {
+        let (source, target, output) = (tensor(1, 4), tensor(2, 4), tensor(3, 4));
+        let both = AddNorm {
+            source,
+            target,
+            weight: Weight {
+                id: 0,
+                stack: 1,
+                rows: 4,
+                columns: 1,
+                shard: Shard::WHOLE,
+            },
+            eps: 1e-5,
+            output,
+        };
+        let mut program = Program::new();
+        program.section("layer 0");
+        program.ops.extend(both.ops());
+        program.sections.push((1, "layer 1".to_owned()));
+        program.push(Op::Probe(output));
+        let joined = program.joined();
+        assert_eq!(joined.ops, [Op::from(both), Op::Probe(output)]);
+        assert_eq!(joined.sections[1], (1, "layer 1".to_owned()));
+        assert_eq!(joined.expanded(|_| false).ops, program.ops);
+        // Those that stay apart: a norm of another tensor, of other rows, or over the sum's source.
+        let outputs = Tensor {
+            rows: Rows::Outputs,
+            ..output
+        };
+        for (input, output) in [(source, output), (target, outputs), (target, source)] {
+            let mut ops = both.ops();
+            let norm = RmsNorm {
+                input,
+                weight: both.weight,
+                eps: both.eps,
+                output,
+            };
+            ops[1] = Op::from(norm);
+            let apart = Program::from_iter(ops);
+            assert_eq!(apart.joined(), apart);
+        }
     }
 
     #[test]

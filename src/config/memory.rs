@@ -152,8 +152,9 @@ impl ModelConfig {
         let (d, kda, heads) = (self.hidden_size, self.kda_width(), self.num_attention_heads);
         let mut row = 3 * d;
         if has(&|layer| layer.attention == Attention::Kda) {
-            // q, k and v before and after the convolution; decay, gates, output, output gate, normed output.
-            row += 6 * kda + 5 * kda + self.kda_head_dim + 2 * self.kda_num_heads;
+            // q, k and v before and after the convolution; decay, gates, output, output gate, normed output; the inputs of the
+            // second projections of decay and output gate.
+            row += 6 * kda + 5 * kda + 2 * self.kda_head_dim + 2 * self.kda_num_heads;
         }
         if has(&|layer| layer.attention == Attention::Mla) {
             row += heads * (self.mla_query_dim() + self.v_head_dim) + self.latent_width();

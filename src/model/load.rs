@@ -117,6 +117,7 @@ struct Activations {
 struct KdaScratch {
     qkv: Tensor,
     qkv_conv: Tensor,
+    decay_rank: Tensor,
     gate_rank: Tensor,
     decay: Tensor,
     gates: Tensor,
@@ -221,6 +222,7 @@ impl Activations {
             Some(KdaScratch {
                 qkv: planner.tokens(3 * width, activation)?,
                 qkv_conv: planner.tokens(3 * width, activation)?,
+                decay_rank: planner.tokens(config.kda_head_dim, activation)?,
                 gate_rank: planner.tokens(config.kda_head_dim, activation)?,
                 decay: planner.tokens(width, activation)?,
                 gates: planner.tokens(width, f32)?,
@@ -472,6 +474,7 @@ impl Loader<'_> {
             layer,
             qkv: scratch.qkv,
             qkv_conv: scratch.qkv_conv,
+            decay_rank: scratch.decay_rank,
             gate_rank: scratch.gate_rank,
             decay: scratch.decay,
             gates: scratch.gates,

@@ -75,6 +75,8 @@ MUTATIONS = [
     ("shaders/shared/blocks.wgsl", "} else if (rest >= 0x0400u) {", "} else {"),
     ("src/backend/wgpu/weights.rs", "Format::Block(_) => row.next_multiple_of(VECTOR)", "Format::Block(_) => row / VECTOR * VECTOR"),
     ("shaders/embed.wgsl", "drawn[2u * (token ^ FED)]", "drawn[token ^ FED]"),
+    ("shaders/add_norm.wgsl", "let x = destination[row + i] + source[row + i];", "let x = source[row + i];"),
+    ("shaders/experts_combine.wgsl", "        sum += shared_result[i];\n", ""),
     ("shaders/kda_gates.wgsl", "gates[i] = -exp(a_log[head])", "gates[i] = exp(a_log[head])"),
     ("shaders/kda_chunk.wgsl", "u = fma(-a[t * C + before]", "u = fma(a[t * C + before]"),
     ("shaders/kda_chunk.wgsl", "let decay = prepared[base + 3u * C * k + d];", "let decay = 1.0;"),

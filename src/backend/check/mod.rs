@@ -72,7 +72,9 @@ fn check(op: &Op, capacity: &Capacity, shard: Shard) -> Result<()> {
         Op::TraceState(op) => op.check(name),
         Op::TraceAttention(op) => op.check(name),
         Op::AllReduce(_) | Op::Probe(_) | Op::ProbePositions(_) => Ok(()),
-        Op::KdaBlock(_) | Op::MlaBlock(_) | Op::MlpBlock(_) | Op::MoeBlock(_) => Ok(()),
+        Op::AddNorm(_) | Op::KdaBlock(_) | Op::MlaBlock(_) | Op::MlpBlock(_) | Op::MoeBlock(_) => {
+            Ok(())
+        }
     }
 }
 

@@ -176,7 +176,11 @@ impl CpuStep {
             Op::TraceRoute(op) => self.trace_route(op),
             Op::TraceState(op) => self.trace_state(op),
             Op::TraceAttention(op) => self.trace_attention(op),
-            Op::KdaBlock(_) | Op::MlaBlock(_) | Op::MlpBlock(_) | Op::MoeBlock(_) => {}
+            Op::AddNorm(_)
+            | Op::KdaBlock(_)
+            | Op::MlaBlock(_)
+            | Op::MlpBlock(_)
+            | Op::MoeBlock(_) => {}
         }
     }
 

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use super::machine::{Argument, Buffer, Command, Product};
-use super::step::{ANY_TOGETHER, CudaStep, Kernel, WINDOW, any_shape, arguments, suits_library};
+use super::products::{ANY_TOGETHER, any_shape, suits_library};
+use super::step::{CudaStep, Kernel, WINDOW, arguments};
 use crate::backend::gpu::batch_metadata::BatchMetadata;
-use crate::backend::{MlaAppend, MlaAttention, Result, Segments};
+use crate::backend::{MlaAppend, MlaAttention, MlaBlock, Op, Result, Segments};
 use crate::config::Dtype;
 use crate::error::BackendError;
 
@@ -32,6 +33,19 @@ pub(super) fn of_latents(dtype: Dtype, [bf16, f16, f32]: [&'static str; 3]) -> &
 }
 
 impl CudaStep {
+    /// An MLA layer: the projections of its input are one launch for single tokens.
+    pub(super) fn encode_mla_block(&mut self, block: &MlaBlock) -> Result<()> {
+        let of_input = |op: &Op| matches!(op, Op::Linear(linear) if linear.input == block.input);
+        let (first, rest): (Vec<Op>, Vec<Op>) = block.ops().into_iter().partition(of_input);
+        let together = first.into_iter().filter_map(|op| match op {
+            Op::Linear(linear) => Some(linear),
+            _ => None,
+        });
+        self.name("linear");
+        self.products(&together.collect::<Vec<_>>())?;
+        rest.iter().try_for_each(|op| self.push(op))
+    }
+
     pub(super) fn encode_mla_append(&mut self, op: MlaAppend) -> Result<()> {
         self.name("mla_append");
         let layout = op.pool.layout;

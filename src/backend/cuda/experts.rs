@@ -1,12 +1,13 @@
-//! Encodes router and routed experts: several kernels each.
+//! Encodes router, routed and shared experts: several kernels each.
 
 use std::sync::Arc;
 
 use super::machine::{Argument, Buffer, Product};
-use super::step::{CudaStep, Kernel, STAGES_BYTES, TILE, arguments, suits_library};
+use super::products::suits_library;
+use super::step::{CudaStep, Kernel, STAGES_BYTES, TILE, arguments};
 use super::weights::Stored;
 use crate::backend::gpu::batch_metadata::BatchMetadata;
-use crate::backend::{Experts, Result, Route, Rows, Weight};
+use crate::backend::{AddNorm, Experts, MlpBlock, MoeBlock, Op, Result, Route, Rows, Weight};
 use crate::error::BackendError;
 
 /// Maximum number of experts, and of groups of them.
@@ -15,9 +16,9 @@ const EXPERTS: usize = 4096;
 /// `kernels/experts.cu`.
 const SHARE: usize = 2048;
 const FEW: u32 = 32;
-/// Columns per block of the kernel that sums choices, as there.
+/// Columns per block of `experts_combine`, as in `kernels/experts_combine.cu`.
 const COMBINED: u32 = 1024;
-/// Rows whose scores a block of the router computes together, and experts per block for several rows and for one: as in
+/// Rows whose scores a block of the router computes together, and experts per block for several tokens and for one: as in
 /// `kernels/route.cu`.
 const TOGETHER: usize = 8;
 const SCORED: u32 = 8;
@@ -25,6 +26,7 @@ const SCORED_OF_ONE: u32 = 2;
 
 /// One layer's routed experts: the arguments of their kernels.
 struct Layer {
+    shared: Option<Shared>,
     ids: Arc<Buffer>,
     input: Arc<Buffer>,
     gate_up: Stacks,
@@ -38,6 +40,16 @@ struct Layer {
     /// The first local expert, and the number of local experts.
     first: u32,
     experts: u32,
+}
+
+/// Shared experts that were encoded.
+pub(super) struct Shared {
+    /// `[2 n, d]` and `[d, n]` in bf16, if single rows are left to the routed experts' kernels.
+    weights: Option<[Arc<Buffer>; 2]>,
+    /// `[T, n]`.
+    hidden: Arc<Buffer>,
+    /// `[T, d]`.
+    output: Arc<Buffer>,
 }
 
 /// Stacks of experts of one kernel.
@@ -83,6 +95,7 @@ impl CudaStep {
         })
     }
 
+    /// Scores and choice: in one launch for a batch of one token, else one after the other.
     pub(super) fn encode_route(&mut self, op: Route) -> Result<()> {
         self.name("route");
         let count = op.weight.rows;
@@ -90,35 +103,48 @@ impl CudaStep {
         let scores = self.scratch("router scores", 4 * self.capacity.tokens * count)?;
         let input = self.tensor(op.input)?;
         let (ids, weights) = (self.tensor(op.experts)?, self.tensor(op.weights)?);
-        let [bias, format] = self.stored(op.bias)?;
-        let (top_k, groups, top_groups) = (op.experts.width, op.groups, op.top_groups);
-        self.encode_scores(&op, &input, &scores)?;
-        let kernel = self.kernel(
-            "route_choose",
-            32,
-            arguments![
-                &scores,
-                bias,
-                format,
-                &ids,
-                &weights,
-                count,
-                top_k,
-                groups,
-                top_groups,
-                u32::from(op.renormalize),
-                op.scale
-            ],
-        );
+        let [bias, bias_format] = self.stored(op.bias)?;
+        let [weight, format] = self.stored(op.weight)?;
+        let (width, top_k) = (op.input.width, op.experts.width);
+        let sizes = arguments![
+            count,
+            top_k,
+            op.groups,
+            op.top_groups,
+            u32::from(op.renormalize),
+            op.scale
+        ];
         let shared = 12 * count + 8 * op.groups;
-        self.launch(kernel.shared(shared)?, |metadata| {
-            [metadata.tokens as u32, 1, 1]
+        let finished = self.counter()?;
+        let one = arguments![
+            &input,
+            weight,
+            format,
+            &scores,
+            &finished,
+            bias,
+            bias_format,
+            &ids,
+            &weights,
+            width
+        ];
+        let one = Kernel::new("route_one", 64, one.into_iter().chain(sizes.clone()));
+        let blocks = (count as u32).div_ceil(SCORED_OF_ONE);
+        self.launch(one.shared(shared)?, move |metadata| {
+            [blocks, u32::from(metadata.tokens == 1), 1]
+        });
+        self.encode_scores(&op, &input, &scores)?;
+        let choose = arguments![&scores, bias, bias_format, &ids, &weights];
+        let choose = self.kernel("route_choose", 32, choose.into_iter().chain(sizes));
+        self.launch(choose.shared(shared)?, |metadata| {
+            let tokens = metadata.tokens as u32;
+            [if tokens > 1 { tokens } else { 0 }, 1, 1]
         });
         Ok(())
     }
 
-    /// Scores before the sigmoid: cuBLASLt for rows of longer segments if it supports the weight, the router's own kernels
-    /// for other rows. A row's code path depends on its segment alone.
+    /// Scores before the sigmoid of several tokens: cuBLASLt for rows of longer segments if it supports the weight, the
+    /// router's own kernel for other rows. A row's code path depends on its segment alone.
     fn encode_scores(
         &mut self,
         op: &Route,
@@ -142,47 +168,77 @@ impl CudaStep {
             });
         }
         let experts = count as u32;
-        let rows = move |metadata: &BatchMetadata| {
-            if by_library {
-                metadata.few(Rows::Tokens)
-            } else {
-                metadata.tokens
-            }
-        };
-        let scored = |entry, threads| {
-            self.kernel(
-                entry,
-                threads,
-                arguments![
-                    input,
-                    weight,
-                    format,
-                    scores,
-                    width,
-                    experts,
-                    u32::from(!by_library)
-                ],
-            )
-        };
-        let (one, several) = (scored("route_scores_one", 64), scored("route_scores", 256));
-        self.launch(one, move |metadata| {
-            [
-                experts.div_ceil(SCORED_OF_ONE),
-                u32::from(rows(metadata) == 1),
-                1,
-            ]
-        });
-        self.launch(several, move |metadata| {
-            let tiles = match rows(metadata) {
+        let all = u32::from(!by_library);
+        let kernel = self.kernel(
+            "route_scores",
+            256,
+            arguments![input, weight, format, scores, width, experts, all],
+        );
+        self.launch(kernel, move |metadata: &BatchMetadata| {
+            let rows = match metadata.tokens {
                 1 => 0,
-                count => count.div_ceil(TOGETHER) as u32,
+                _ if by_library => metadata.few(Rows::Tokens),
+                tokens => tokens,
             };
-            [experts.div_ceil(SCORED), tiles, 1]
+            [experts.div_ceil(SCORED), rows.div_ceil(TOGETHER) as u32, 1]
         });
         Ok(())
     }
 
-    pub(super) fn encode_experts(&mut self, op: Experts) -> Result<()> {
+    /// Router, routed and shared experts. For single rows, shared experts of the routed ones' width are one more expert; the
+    /// routed experts' sum and the shared experts' result are added in one launch.
+    /// With `norm`, so are the residual sum and the norm after it.
+    pub(super) fn encode_moe_block(
+        &mut self,
+        block: &MoeBlock,
+        norm: Option<&AddNorm>,
+    ) -> Result<()> {
+        let experts = block.experts();
+        let shared = match &block.shared {
+            Some(shared) => Some(self.encode_shared(shared, &experts)?),
+            None => None,
+        };
+        self.encode_route(block.route)?;
+        self.encode_experts(experts, shared, norm)
+    }
+
+    /// The shared experts, of all rows or of longer segments.
+    fn encode_shared(&mut self, shared: &MlpBlock, routed: &Experts) -> Result<Shared> {
+        let (hidden, output) = (self.tensor(shared.hidden)?, self.tensor(shared.output)?);
+        let both = [shared.gate_up_proj, shared.down_proj];
+        let alike = shared.input == routed.input
+            && shared.hidden.width == routed.gate.rows
+            && !self.stacks(&[routed.gate, routed.up])?.in_blocks
+            && !self.stacks(&[routed.down])?.in_blocks;
+        let [gate_up, down] = both.map(|weight| self.bf16(weight));
+        let weights = match (gate_up?, down?) {
+            (Some(gate_up), Some(down)) if alike => Some([gate_up, down]),
+            _ => None,
+        };
+        for op in shared.ops() {
+            match op {
+                Op::Linear(linear) if weights.is_some() => {
+                    self.name("linear");
+                    self.product_of_several(&linear)?;
+                }
+                Op::Swiglu(swiglu) if weights.is_some() => self.encode_several_swiglu(swiglu)?,
+                op => self.push(&op)?,
+            }
+        }
+        Ok(Shared {
+            weights,
+            hidden,
+            output,
+        })
+    }
+
+    /// With the shared experts that are added to the sum, and what follows it.
+    pub(super) fn encode_experts(
+        &mut self,
+        op: Experts,
+        shared: Option<Shared>,
+        norm: Option<&AddNorm>,
+    ) -> Result<()> {
         self.name("experts");
         let (local, n, d, top_k) = (
             op.gate.stack,
@@ -195,6 +251,7 @@ impl CudaStep {
         let [width, hidden_width, choices, first, experts] =
             [d, n, top_k, op.first_expert, local].map(|word| word as u32);
         let layer = Layer {
+            shared,
             ids: self.tensor(op.experts)?,
             input: self.tensor(op.input)?,
             gate_up: self.stacks(&[op.gate, op.up])?,
@@ -210,22 +267,31 @@ impl CudaStep {
         self.encode_few(&layer)?;
         self.encode_many(&layer)?;
         let (weights, output) = (self.tensor(op.weights)?, self.tensor(op.output)?);
-        let kernel = self.kernel(
-            "experts_combine",
-            256,
-            arguments![
-                &layer.ids,
-                &weights,
-                &layer.results,
-                &output,
-                width,
-                choices,
-                first,
-                experts
-            ],
-        );
-        let columns = width.div_ceil(COMBINED);
-        self.launch(kernel, move |metadata| [metadata.tokens as u32, columns, 1]);
+        let added = layer.shared.as_ref().map(|shared| &shared.output);
+        let added = added.map_or(Argument::Null, Argument::from);
+        let combined = arguments![
+            &layer.ids,
+            &weights,
+            &layer.results,
+            added,
+            &output,
+            width,
+            choices,
+            first,
+            experts
+        ];
+        if let Some(norm) = norm {
+            let (target, normed) = (self.tensor(norm.target)?, self.tensor(norm.output)?);
+            let [weight, format] = self.stored(norm.weight)?;
+            let more = arguments![&target, weight, format, &normed, norm.eps];
+            let all = combined.into_iter().chain(more);
+            let kernel = self.kernel("experts_combine_norm", 256, all);
+            self.launch(kernel, |metadata| [metadata.tokens as u32, 1, 1]);
+        } else {
+            let kernel = self.kernel("experts_combine", 256, combined);
+            let columns = width.div_ceil(COMBINED);
+            self.launch(kernel, move |metadata| [metadata.tokens as u32, columns, 1]);
+        }
         Ok(())
     }
 
@@ -247,35 +313,54 @@ impl CudaStep {
         self.launch(kernel.shared(40 * local)?, |metadata| {
             [u32::from(metadata.few(Rows::Tokens) > 1), 1, 1]
         });
+        let shared = match &layer.shared {
+            Some(Shared {
+                weights: Some([gate_up, down]),
+                hidden,
+                output,
+            }) => Some([gate_up, down, hidden, output].map(Argument::from)),
+            _ => None,
+        };
         // The maximum number of chosen experts, so that one graph serves every choice.
+        let more = u32::from(shared.is_some());
         let chosen = move |metadata: &BatchMetadata| {
             let rows = metadata.few(Rows::Tokens);
             let assignments = rows * top_k;
-            if rows < 2 {
-                assignments
-            } else {
-                assignments.min(local)
+            match rows {
+                0 => 0,
+                1 => more + assignments as u32,
+                _ => more + assignments.min(local) as u32,
             }
         };
-        let few = |entry, from: &Arc<Buffer>, stacks: &Stacks, to: &Arc<Buffer>| {
+        // Only kernels for stacks in bf16 have arguments for shared experts: their weight, and where they read or write.
+        let few = |entry,
+                   from: &Arc<Buffer>,
+                   stacks: &Stacks,
+                   weight: Argument,
+                   to: &Arc<Buffer>,
+                   ends: Vec<Argument>| {
             let mut arguments = arguments![&self.batch, ids, &list, most, from].to_vec();
             arguments.extend(stacks.arguments.iter().cloned());
-            let sizes = [layer.width, layer.hidden_width, choices, first, experts];
+            arguments.extend(Some(weight).filter(|_| !stacks.in_blocks));
             arguments.push(to.into());
+            arguments.extend(ends.into_iter().filter(|_| !stacks.in_blocks));
+            let sizes = [layer.width, layer.hidden_width, choices, first, experts];
             arguments.extend(sizes.map(Argument::from));
             Kernel::new(entry, 256, arguments)
         };
+        let [shared_in, shared_out, shared_hidden, shared_output] =
+            shared.unwrap_or([const { Argument::Null }; 4]);
         let (gate_up, down) = (&layer.gate_up, &layer.down);
         let entry = gate_up.entry("experts_few_in", "experts_few_in_blocks");
-        let kernel = few(entry, &layer.input, gate_up, &layer.hidden);
+        let ends = vec![shared_hidden.clone()];
+        let kernel = few(entry, &layer.input, gate_up, shared_in, &layer.hidden, ends);
         let entry = down.entry("experts_few_out", "experts_few_out_blocks");
-        let down = few(entry, &layer.hidden, down, &layer.results);
+        let ends = vec![shared_hidden, shared_output];
+        let down = few(entry, &layer.hidden, down, shared_out, &layer.results, ends);
         let outputs = layer.hidden_width.div_ceil(FEW / 2);
-        self.launch(kernel, move |metadata| {
-            [outputs, chosen(metadata) as u32, 1]
-        });
+        self.launch(kernel, move |metadata| [outputs, chosen(metadata), 1]);
         let outputs = layer.width.div_ceil(FEW);
-        self.launch(down, move |metadata| [outputs, chosen(metadata) as u32, 1]);
+        self.launch(down, move |metadata| [outputs, chosen(metadata), 1]);
         Ok(())
     }
 

@@ -14,6 +14,7 @@ pub mod kernels;
 pub mod machine;
 mod memory;
 mod operations;
+mod products;
 mod recurrence;
 mod sample;
 mod step;
@@ -244,8 +245,8 @@ impl Backend for CudaBackend {
         let demands = check::program(program, &capacity, self.shard())?;
         let mut step = step::CudaStep::new(Arc::clone(&self.shared), capacity, demands)?;
         self.shared.memory().check(&program.expanded(|_| false))?;
-        let program = program.expanded(|op| step.takes(op));
-        program.ops.iter().try_for_each(|op| step.push(op))?;
+        let program = program.joined().expanded(|op| step.takes(op));
+        step.push_all(&program.ops)?;
         Ok(Box::new(step))
     }
 }

@@ -2,10 +2,38 @@
 //! activation, sum.
 
 use super::machine::Argument;
-use super::step::{CudaStep, arguments, kind};
-use crate::backend::{Add, Element, Embed, Linear, Op, Result, RmsNorm, Swiglu};
+use super::recurrence::takes_kda_block;
+use super::step::{CudaStep, Kernel, arguments, kind};
+use crate::backend::{Add, AddNorm, Element, Embed, Linear, Op, Result, RmsNorm, Swiglu};
 
 impl CudaStep {
+    /// Whether a block is run as a whole.
+    pub(super) fn takes(&self, op: &Op) -> bool {
+        match op {
+            Op::AddNorm(both) => both.by_rows() && both.target.element == Element::Activation,
+            Op::KdaBlock(block) => takes_kda_block(block),
+            Op::MlaBlock(_) | Op::MoeBlock(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Appends a program's operations, which were checked before. Blocks that it does not implement were expanded.
+    pub(super) fn push_all(&mut self, mut ops: &[Op]) -> Result<()> {
+        while let [op, rest @ ..] = ops {
+            ops = rest;
+            match (op, rest) {
+                (Op::MoeBlock(block), [Op::AddNorm(norm), rest @ ..])
+                    if norm.source == block.output =>
+                {
+                    self.encode_moe_block(block, Some(norm))?;
+                    ops = rest;
+                }
+                _ => self.push(op)?,
+            }
+        }
+        Ok(())
+    }
+
     /// Appends an operation, which was checked before. Blocks that it does not implement were expanded.
     pub(super) fn push(&mut self, op: &Op) -> Result<()> {
         match *op {
@@ -20,7 +48,7 @@ impl CudaStep {
             Op::MlaPrefill(op) => self.encode_prefill(op),
             Op::MlaDecode(op) => self.encode_decode(op),
             Op::Route(op) => self.encode_route(op),
-            Op::Experts(op) => self.encode_experts(op),
+            Op::Experts(op) => self.encode_experts(op, None, None),
             Op::Swiglu(op) => self.encode_swiglu(op),
             Op::Add(op) => self.encode_add(op),
             // With one rank the tensor is already the sum.
@@ -35,8 +63,11 @@ impl CudaStep {
             Op::TraceRoute(op) => self.encode_trace_route(op),
             Op::TraceState(op) => self.encode_trace_state(op),
             Op::TraceAttention(op) => self.encode_trace_attention(op),
+            Op::AddNorm(op) => self.encode_add_norm(op),
             Op::KdaBlock(ref block) => self.encode_kda_block(block),
-            Op::MlaBlock(_) | Op::MlpBlock(_) | Op::MoeBlock(_) => Ok(()),
+            Op::MoeBlock(ref block) => self.encode_moe_block(block, None),
+            Op::MlaBlock(ref block) => self.encode_mla_block(block),
+            Op::MlpBlock(_) => Ok(()),
         }
     }
 
@@ -85,20 +116,36 @@ impl CudaStep {
 
     pub(super) fn encode_linear(&mut self, op: Linear) -> Result<()> {
         self.name("linear");
-        self.product(op.input, op.weight, op.output)
+        self.products(&[op])
     }
 
     pub(super) fn encode_swiglu(&mut self, op: Swiglu) -> Result<()> {
         self.name("swiglu");
+        let (kernel, width, rows) = (self.swiglu_kernel(&op)?, op.output.width, op.output.rows);
+        self.launch_each(kernel, rows, width, 256);
+        Ok(())
+    }
+
+    /// The same for batches that have segments of several tokens: of all rows, because those of single tokens are overwritten
+    /// later.
+    pub(super) fn encode_several_swiglu(&mut self, op: Swiglu) -> Result<()> {
+        self.name("swiglu");
+        let (kernel, width) = (self.swiglu_kernel(&op)?, op.output.width);
+        self.launch_elements(kernel, 256, move |metadata| {
+            let some = metadata.several_rows > 0;
+            width * if some { metadata.tokens } else { 0 }
+        });
+        Ok(())
+    }
+
+    fn swiglu_kernel(&self, op: &Swiglu) -> Result<Kernel> {
         let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
         let (width, rows) = (op.output.width, op.output.rows);
-        let kernel = self.kernel(
+        Ok(self.kernel(
             "swiglu",
             256,
             arguments![kind(rows), &input, &output, width],
-        );
-        self.launch_each(kernel, rows, width, 256);
-        Ok(())
+        ))
     }
 
     pub(super) fn encode_add(&mut self, op: Add) -> Result<()> {
@@ -111,6 +158,30 @@ impl CudaStep {
         };
         let kernel = self.kernel(entry, 256, arguments![kind(rows), &source, &target, width]);
         self.launch_each(kernel, rows, width, 256);
+        Ok(())
+    }
+
+    pub(super) fn encode_add_norm(&mut self, op: AddNorm) -> Result<()> {
+        self.name("add_norm");
+        let (source, target) = (self.tensor(op.source)?, self.tensor(op.target)?);
+        let output = self.tensor(op.output)?;
+        let [weight, format] = self.stored(op.weight)?;
+        let (width, rows) = (op.target.width, op.target.rows);
+        let kernel = self.kernel(
+            "add_norm",
+            256,
+            arguments![
+                kind(rows),
+                &source,
+                &target,
+                weight,
+                format,
+                &output,
+                width,
+                op.eps
+            ],
+        );
+        self.launch(kernel, move |metadata| [metadata.count(rows) as u32, 1, 1]);
         Ok(())
     }
 }

@@ -11,6 +11,8 @@ use crate::error::BackendError;
 
 /// Maximum width of a key in both forms, and of a value in the stepwise one.
 const WIDEST: usize = 128;
+/// Maximum width between the projections of decay and output gate for which the decode's kernel has the second one.
+const MOST_RANK: usize = 128;
 /// Taps of a convolution that is fused with the recurrence.
 const TAPS: usize = 4;
 /// Bytes per tile of an image, and per tile of values with its scale.
@@ -126,6 +128,17 @@ fn too_wide(what: String) -> BackendError {
         backend: "cuda",
         what: format!("{what}; the widest are {WIDEST}"),
     }
+}
+
+/// Whether a KDA layer is run as a whole: the fused kernels load pairs of channels and four taps at once, as in the published
+/// model; other layouts use the separate operations.
+pub(super) fn takes_kda_block(block: &KdaBlock) -> bool {
+    let layout = block.pool.layout;
+    layout.key_heads == layout.value_heads
+        && [layout.key_width, layout.value_width]
+            .iter()
+            .all(|width| *width <= WIDEST && width.is_multiple_of(2))
+        && layout.taps == TAPS
 }
 
 impl CudaStep {
@@ -287,43 +300,53 @@ impl CudaStep {
         Ok(Some(operators))
     }
 
-    /// Whether a block is run as a whole: KDA layers with a layout that the fused kernels support. They load pairs of
-    /// channels and four taps at once, as in the published model; other layouts use the separate operations.
-    pub(super) fn takes(&self, op: &Op) -> bool {
-        let Op::KdaBlock(block) = op else {
-            return false;
-        };
-        let layout = block.pool.layout;
-        layout.key_heads == layout.value_heads
-            && [layout.key_width, layout.value_width]
-                .iter()
-                .all(|width| *width <= WIDEST && width.is_multiple_of(2))
-            && layout.taps == TAPS
-    }
-
-    /// A KDA layer: prefill in two kernels and a norm, decode in one, between the projections.
+    /// A KDA layer: prefill in two kernels and a norm, decode in one, between the projections. Those of the block's input are
+    /// one launch for single tokens; the second ones of decay and output gate are in the decode's kernel, or one launch.
     pub(super) fn encode_kda_block(&mut self, block: &KdaBlock) -> Result<()> {
-        let projections: Vec<Linear> = block
-            .ops()
-            .iter()
-            .filter_map(|op| match op {
-                Op::Linear(linear) => Some(*linear),
-                _ => None,
-            })
-            .collect();
-        let (into, out): (Vec<Linear>, Vec<Linear>) = projections
+        let projections = block.ops().into_iter().filter_map(|op| match op {
+            Op::Linear(linear) => Some(linear),
+            _ => None,
+        });
+        let (out, into): (Vec<Linear>, Vec<Linear>) =
+            projections.partition(|linear| linear.output == block.output);
+        let (first, second): (Vec<Linear>, Vec<Linear>) = into
             .into_iter()
-            .partition(|linear| linear.output != block.output);
-        into.into_iter()
-            .try_for_each(|linear| self.encode_linear(linear))?;
+            .partition(|linear| linear.input == block.input);
+        self.name("linear");
+        self.products(&first)?;
+        let projected = self.second_projections(block)?;
+        self.name("linear");
+        if projected.is_some() {
+            for linear in &second {
+                self.product_of_several(linear)?;
+            }
+        } else {
+            self.products(&second)?;
+        }
         self.name("kda_block");
-        self.fused(block, &block.gated_norm())?;
-        out.into_iter()
-            .try_for_each(|linear| self.encode_linear(linear))
+        self.fused(block, &block.gated_norm(), projected)?;
+        self.name("linear");
+        self.products(&out)
     }
 
-    /// The operations between a KDA layer's projections.
-    fn fused(&mut self, block: &KdaBlock, norm: &GatedNorm) -> Result<()> {
+    /// The weights of the second projections of decay and output gate, if the decode's kernel computes them: both in bf16, of
+    /// rows that it can copy.
+    fn second_projections(&self, block: &KdaBlock) -> Result<Option<[Arc<Buffer>; 2]>> {
+        let ([_, decay], [_, gate]) = (block.decay_proj, block.gate_proj);
+        let rank = decay.columns;
+        if rank != gate.columns || rank > MOST_RANK || !rank.is_multiple_of(8) {
+            return Ok(None);
+        }
+        Ok(self.bf16(decay)?.zip(self.bf16(gate)?).map(Into::into))
+    }
+
+    /// The operations between a KDA layer's projections; with `projected`, the second projections of single tokens as well.
+    fn fused(
+        &mut self,
+        block: &KdaBlock,
+        norm: &GatedNorm,
+        projected: Option<[Arc<Buffer>; 2]>,
+    ) -> Result<()> {
         let layout = block.pool.layout;
         let (input, heads) = (self.tensor(block.qkv)?, self.tensor(block.heads)?);
         let (decay, write) = (self.tensor(block.decay)?, self.tensor(block.write)?);
@@ -363,31 +386,26 @@ impl CudaStep {
         self.scan(&shape, Form::Auto, &workspace, &states, &heads, fused)?;
         self.several_gated_norm(norm)?;
         // Rows of single tokens, which the norm above left undefined.
-        let kernel = self.kernel(
-            "kda_decode",
-            256,
-            arguments![
-                &input,
-                conv,
-                conv_format,
-                &conv_states,
-                &decay,
-                &write,
-                a_log,
-                a_log_format,
-                dt_bias,
-                dt_bias_format,
-                &gate,
-                weight,
-                format,
-                norm.eps,
-                &states,
-                &normed,
-                b,
-                c,
-                d,
-            ],
-        );
+        let rates = arguments![&write, a_log, a_log_format, dt_bias, dt_bias_format];
+        let conv = arguments![&input, conv, conv_format, &conv_states];
+        let rest = arguments![weight, format, norm.eps, &states, &normed, b, c, d];
+        let kernel = if let Some([decay_up, gate_up]) = projected {
+            let ranks = [block.decay_rank, block.gate_rank].map(|rank| self.tensor(rank));
+            let [decay_rank, gate_rank] = ranks;
+            let decay = arguments![&decay_rank?, &decay_up];
+            let gate = arguments![&gate_rank?, &gate_up, block.gate_rank.width];
+            let arguments = conv.into_iter().chain(decay).chain(rates);
+            self.kernel(
+                "kda_decode_projected",
+                256,
+                arguments.chain(gate).chain(rest),
+            )
+            .shared(2 * 2 * WIDEST * (MOST_RANK + 8))?
+        } else {
+            let arguments = conv.into_iter().chain(arguments![&decay]).chain(rates);
+            let arguments = arguments.chain(arguments![&gate]).chain(rest);
+            self.kernel("kda_decode", 256, arguments)
+        };
         self.launch(kernel, move |image| {
             let segments = if image.short_segments > 0 {
                 image.segments

@@ -1,6 +1,6 @@
 //! A step of the CUDA backend: launches are encoded without their grid sizes, which follow from each submission's batch.
 //!
-//! Operations are encoded in `operations`, `kda`, `attention`, `experts`, `trace` and `answers`.
+//! Operations are encoded in `operations`, `products`, `kda`, `attention`, `experts`, `trace` and `answers`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,12 +10,11 @@ use super::machine::{
     Argument, Buffer, Command, Launch, NO_STEP, Place, Product, Work, blocks, fitting,
 };
 use super::memory;
-use super::weights::Stored;
 use crate::backend::check::Demands;
 use crate::backend::gpu::answers::{Answer, Asked, Submission};
 use crate::backend::gpu::batch_metadata::{BatchMetadata, MOST_SPLITS, MetadataLayout};
 use crate::backend::{
-    AllGather, Batch, Capacity, Element, Result, Rows, Step, StepOutput, Tensor, Ticket, Weight,
+    AllGather, Batch, Capacity, Result, Rows, Step, StepOutput, Tensor, Ticket, Weight,
 };
 
 /// Minimum number of positions that one block of a decode attends to; more are divided among several blocks.
@@ -25,22 +24,9 @@ const MOST_SPANS: usize = 132;
 /// Positions that a prefill expands together, a multiple of the run of `kernels/mla_prefill.cu`.
 pub(super) const WINDOW: usize = 4096;
 
-/// Rows that a warp of `linear` in `kernels/linear.cu` computes together.
-pub(super) const ANY_TOGETHER: usize = 8;
-
 /// Rows and columns per tile, and bytes of its stages in shared memory: as in `kernels/shared/tile.h`.
 pub(super) const TILE: usize = 128;
 pub(super) const STAGES_BYTES: usize = 4 * 2 * 2 * 128 * 40;
-
-/// Kernels for few rows, and the number of rows for which each reads the weight once.
-const FEW: [(&str, usize); 4] = [
-    ("linear_few_8", 8),
-    ("linear_few_16", 16),
-    ("linear_few_32", 32),
-    ("linear_few_64", FEWEST_READS),
-];
-/// Maximum number of rows for which the weight is read once.
-const FEWEST_READS: usize = 64;
 
 /// A value that depends on the batch.
 type OfBatch<T> = Box<dyn Fn(&BatchMetadata) -> T + Send>;
@@ -129,33 +115,6 @@ pub(super) fn kind(rows: Rows) -> u32 {
     crate::backend::gpu::batch_metadata::count_word(rows)
 }
 
-/// Whether cuBLASLt is sure to support a product with this number of columns and outputs: it guarantees only rows of whole 16
-/// bytes.
-pub(super) fn suits_library(columns: usize, outputs: usize) -> bool {
-    columns.is_multiple_of(8) && outputs.is_multiple_of(8)
-}
-
-/// Columns `outputs` of `output = input weight^T`, which has `width` columns, for rows of a weight of any format and shape.
-/// The number of input rows is word `counted` of the batch. Its grid has a block for 8 outputs by [`ANY_TOGETHER`] rows.
-pub(super) fn any_shape(
-    batch: &Arc<Buffer>,
-    counted: u32,
-    input: &Arc<Buffer>,
-    [weight, format]: [Argument; 2],
-    output: &Arc<Buffer>,
-    full: bool,
-    columns: usize,
-    outputs: std::ops::Range<usize>,
-    width: usize,
-) -> Kernel {
-    let full = u32::from(full);
-    let (count, first) = (outputs.len(), outputs.start);
-    let arguments = arguments![
-        batch, counted, input, weight, format, output, full, columns, count, first, width
-    ];
-    Kernel::new("linear", 256, arguments)
-}
-
 pub(super) struct CudaStep {
     pub(super) shared: Arc<Shared>,
     pub(super) capacity: Capacity,
@@ -168,6 +127,8 @@ pub(super) struct CudaStep {
     demands: Demands,
     /// Maximum number of splits of a segment of a recurrence.
     pub(super) splits: usize,
+    /// A word that is 0 between launches, if any launch counts its blocks.
+    counter: Option<Arc<Buffer>>,
     names: Vec<&'static str>,
     /// Each with the index of its operation's name.
     commands: Vec<(usize, Encoded)>,
@@ -195,6 +156,7 @@ impl CudaStep {
             kept: Vec::new(),
             demands,
             splits: MOST_SPLITS,
+            counter: None,
             names: Vec::new(),
             commands: Vec::new(),
             timed: false,
@@ -247,161 +209,10 @@ impl CudaStep {
         self.push_command(Encoded::Launch(kernel.over([0; 3]), size));
     }
 
-    /// Encodes `output = input weight^T`.
-    pub(super) fn product(&mut self, input: Tensor, weight: Weight, output: Tensor) -> Result<()> {
-        let (from, to) = (self.tensor(input)?, self.tensor(output)?);
-        let full = output.element == Element::F32;
-        let rows = input.rows;
-        let ranges = self.shared.memory().weight(weight)?.ranges().to_vec();
-        if let Some(matrix) = self.bf16(weight)? {
-            let product = Product {
-                input: Arc::clone(&from),
-                weight: Arc::clone(&matrix),
-                output: Arc::clone(&to),
-                rows: 0,
-                columns: weight.columns,
-                outputs: weight.rows,
-                full,
-            };
-            let even = suits_library(weight.columns, weight.rows);
-            match rows {
-                Rows::Tokens if even => self.library(product),
-                Rows::Tokens => {
-                    let wanted = |metadata: &BatchMetadata| metadata.several_rows > 0;
-                    for range in ranges {
-                        self.any(rows, &from, range, &to, full, weight, wanted);
-                    }
-                }
-                Rows::Outputs => {}
-            }
-            self.few(rows, &from, &matrix, &to, full, weight);
-            return Ok(());
-        }
-        for range in ranges {
-            if range.in_blocks() {
-                self.blocks(rows, &from, &range, &to, full, weight)?;
-            } else {
-                self.any(rows, &from, range, &to, full, weight, |_| true);
-            }
-        }
-        Ok(())
-    }
-
     /// Encodes a product of all tokens by cuBLASLt, for batches with rows of longer segments. Its results in rows of single
     /// tokens must be overwritten later.
     pub(super) fn library(&mut self, product: Product) {
         self.push_command(Encoded::Product(product));
-    }
-
-    /// Encodes `output = input weight^T` for some rows of a weight of any format and shape, for batches that have such rows.
-    fn any(
-        &mut self,
-        rows: Rows,
-        from: &Arc<Buffer>,
-        range: Stored,
-        to: &Arc<Buffer>,
-        full: bool,
-        weight: Weight,
-        wanted: fn(&BatchMetadata) -> bool,
-    ) {
-        let outputs = range.rows.len() as u32;
-        let kernel = any_shape(
-            &self.batch,
-            kind(rows),
-            from,
-            range.arguments(),
-            to,
-            full,
-            weight.columns,
-            range.rows,
-            weight.rows,
-        );
-        self.launch(kernel, move |metadata| {
-            let together = metadata.count(rows).div_ceil(ANY_TOGETHER) as u32;
-            let blocks = if wanted(metadata) {
-                outputs.div_ceil(8)
-            } else {
-                0
-            };
-            [blocks, together, 1]
-        });
-    }
-
-    /// Encodes `output = input weight^T` for some rows of a weight in blocks: rows of longer segments in tiles, all others
-    /// eight at a time.
-    fn blocks(
-        &mut self,
-        rows: Rows,
-        from: &Arc<Buffer>,
-        range: &Stored,
-        to: &Arc<Buffer>,
-        full: bool,
-        weight: Weight,
-    ) -> Result<()> {
-        let [matrix, format] = range.arguments();
-        let outputs = range.rows.len() as u32;
-        let rest = arguments![
-            from,
-            matrix,
-            format,
-            to,
-            u32::from(full),
-            weight.columns,
-            outputs,
-            range.rows.start,
-            weight.rows
-        ];
-        if rows == Rows::Tokens {
-            let many = self.kernel("linear_many_blocks", 128, rest.clone());
-            self.launch(many.shared(STAGES_BYTES)?, move |metadata| {
-                let tiles = metadata.several_rows.div_ceil(TILE) as u32;
-                [outputs.div_ceil(TILE as u32), tiles, 1]
-            });
-        }
-        let counted = std::iter::once(Argument::from(kind(rows)));
-        let few = self.kernel("linear_few_blocks", 512, counted.chain(rest));
-        self.launch(few, move |metadata| {
-            let together = metadata.few(rows).div_ceil(8) as u32;
-            [outputs.div_ceil(32), together, 1]
-        });
-        Ok(())
-    }
-
-    /// Encodes the rows of `output = input weight^T` that are single tokens' or outputs'. Its kernels differ in the number of
-    /// rows for which they read the weight once; results are the same.
-    fn few(
-        &mut self,
-        rows: Rows,
-        from: &Arc<Buffer>,
-        matrix: &Arc<Buffer>,
-        to: &Arc<Buffer>,
-        full: bool,
-        weight: Weight,
-    ) {
-        let sizes = [weight.columns, weight.rows].map(|word| word as u32);
-        let mut most = 0;
-        for (entry, together) in FEW {
-            let kernel = self.kernel(
-                entry,
-                512,
-                arguments![
-                    kind(rows),
-                    from,
-                    matrix,
-                    to,
-                    u32::from(full),
-                    sizes[0],
-                    sizes[1]
-                ],
-            );
-            let fewer = std::mem::replace(&mut most, together);
-            self.launch(kernel, move |metadata| {
-                let count = metadata.few(rows);
-                let mine = count > fewer && (count <= together || together == FEWEST_READS);
-                let blocks = if mine { count.div_ceil(together) } else { 0 };
-                [sizes[1].div_ceil(32), blocks as u32, 1]
-            });
-        }
     }
 
     /// Returns these rows in every submission, with their values at its end, after which nothing overwrites them.
@@ -454,6 +265,17 @@ impl CudaStep {
         let buffer = self.shared.memory().scratch(&make, name, bytes as u64)?;
         self.kept.push(Arc::clone(&buffer));
         Ok(buffer)
+    }
+
+    /// A word that is 0 before each launch, in which its blocks count themselves. Launches of a step do not overlap.
+    pub(super) fn counter(&mut self) -> Result<Arc<Buffer>> {
+        if let Some(counter) = &self.counter {
+            return Ok(Arc::clone(counter));
+        }
+        let counter = Arc::new(Buffer::new(&self.shared.machine, "a step's counter", 4)?);
+        self.shared.machine.write(&counter, 0, &[0; 4])?;
+        self.counter = Some(Arc::clone(&counter));
+        Ok(counter)
     }
 
     /// The commands of one batch, and the operation of each.

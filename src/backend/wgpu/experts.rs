@@ -4,7 +4,7 @@ use super::params::params;
 use super::pipelines::{Bind, Program};
 use super::step::{WgpuStep, flat};
 use crate::backend::gpu::batch_metadata::BatchMetadata;
-use crate::backend::{Experts, Result, Route, Rows, Weight};
+use crate::backend::{Experts, MlpBlock, MoeBlock, Result, Route, Rows, Tensor, Weight};
 use crate::error::BackendError;
 
 params! {
@@ -12,7 +12,9 @@ params! {
         columns: u32, stride: u32, rows: u32, first: u32, width: u32, first_expert: u32, experts: u32,
         top_k: u32, by_token: u32, most_tiles: u32,
     }
-    Combine of "experts_combine" { width: u32, top_k: u32, first_expert: u32, experts: u32 }
+    Combine of "experts_combine" {
+        width: u32, top_k: u32, first_expert: u32, experts: u32, shared_too: u32,
+    }
     Group of "experts_group" {
         top_k: u32, first_expert: u32, experts: u32, tile: u32, most_tiles: u32,
     }
@@ -92,7 +94,18 @@ impl WgpuStep {
         )
     }
 
-    pub(super) fn encode_experts(&mut self, op: Experts) -> Result<()> {
+    /// Router, routed and shared experts. The routed experts' sum and the shared experts' result are added in one dispatch.
+    pub(super) fn encode_moe_block(&mut self, block: &MoeBlock) -> Result<()> {
+        for op in block.shared.iter().flat_map(MlpBlock::ops) {
+            self.push(&op)?;
+        }
+        self.encode_route(block.route)?;
+        let shared = block.shared.map(|shared| shared.output);
+        self.encode_experts(block.experts(), shared)
+    }
+
+    /// `shared`: what is added to the sum.
+    pub(super) fn encode_experts(&mut self, op: Experts, shared: Option<Tensor>) -> Result<()> {
         self.name("experts");
         let (local, n, d) = (op.gate.stack, op.gate.rows, op.input.width);
         if local > EXPERTS {
@@ -114,11 +127,13 @@ impl WgpuStep {
         };
         let (ids, weights) = (encoder.tensor(op.experts)?, encoder.tensor(op.weights)?);
         let (input, output) = (encoder.tensor(op.input)?, encoder.tensor(op.output)?);
+        let shared = shared.map(|shared| encoder.tensor(shared)).transpose()?;
         let combine = |width: usize| params::Combine {
             width: width as u32,
             top_k: top_k as u32,
             first_expert: op.first_expert as u32,
             experts: local as u32,
+            shared_too: u32::from(shared.is_some()),
         };
         for many in [false, true] {
             let tile = if many { TILE } else { 1 };
@@ -157,6 +172,7 @@ impl WgpuStep {
                 Bind::Read(3, &weights),
                 Bind::Read(4, &results),
                 Bind::Write(5, &output),
+                Bind::Read(8, shared.as_ref().unwrap_or(&input)),
             ],
             move |metadata| flat(metadata.tokens * d),
         )

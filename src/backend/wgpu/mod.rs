@@ -384,8 +384,8 @@ impl Backend for WgpuBackend {
     fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>> {
         let demands = check::program(program, &capacity, self.shard())?;
         let mut step = step::WgpuStep::new(Arc::clone(&self.shared), capacity, demands)?;
-        let program = program.expanded(|_| false);
-        self.shared.memory().check(&program)?;
+        self.shared.memory().check(&program.expanded(|_| false))?;
+        let program = program.joined().expanded(step::WgpuStep::takes);
         program.ops.iter().try_for_each(|op| step.push(op))?;
         Ok(Box::new(step))
     }

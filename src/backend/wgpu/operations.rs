@@ -6,10 +6,11 @@ use super::pipelines::{Bind, Program};
 use super::step::{WgpuStep, flat};
 use crate::backend::gpu::answers::DRAWN_WORDS;
 use crate::backend::gpu::batch_metadata::count_word;
-use crate::backend::{Add, Embed, Linear, Op, Result, RmsNorm, Rows, Swiglu, Weight};
+use crate::backend::{Add, AddNorm, Embed, Linear, Op, Result, RmsNorm, Rows, Swiglu, Weight};
 
 params! {
     Add of "add" { width: u32, rows: u32 }
+    AddNorm of "add_norm" { width: u32, eps: f32, rows: u32 }
     Embed of "embed" { width: u32, stride: u32, first_row: u32, rows: u32, vocabulary: u32 }
     Product of "linear_few", "linear_many" {
         columns: u32, stride: u32, outputs: u32, first: u32, width: u32, rows: u32,
@@ -19,7 +20,16 @@ params! {
 }
 
 impl WgpuStep {
-    /// Appends an operation, which was checked before. Blocks were expanded.
+    /// Whether a block is run as a whole.
+    pub(super) fn takes(op: &Op) -> bool {
+        match op {
+            Op::AddNorm(both) => both.by_rows(),
+            Op::MoeBlock(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Appends an operation, which was checked before. Blocks that it does not implement were expanded.
     pub(super) fn push(&mut self, op: &Op) -> Result<()> {
         match *op {
             Op::Embed(op) => self.encode_embed(op),
@@ -33,7 +43,7 @@ impl WgpuStep {
             Op::MlaPrefill(op) => self.encode_prefill(op),
             Op::MlaDecode(op) => self.encode_decode(op),
             Op::Route(op) => self.encode_route(op),
-            Op::Experts(op) => self.encode_experts(op),
+            Op::Experts(op) => self.encode_experts(op, None),
             Op::Swiglu(op) => self.encode_swiglu(op),
             Op::Add(op) => self.encode_add(op),
             // With one rank the tensor is already the sum.
@@ -48,7 +58,9 @@ impl WgpuStep {
             Op::TraceRoute(op) => self.encode_trace_route(op),
             Op::TraceState(op) => self.encode_trace_state(op),
             Op::TraceAttention(op) => self.encode_trace_attention(op),
-            Op::KdaBlock(_) | Op::MlaBlock(_) | Op::MlpBlock(_) | Op::MoeBlock(_) => Ok(()),
+            Op::AddNorm(op) => self.encode_add_norm(op),
+            Op::MoeBlock(ref block) => self.encode_moe_block(block),
+            Op::KdaBlock(_) | Op::MlaBlock(_) | Op::MlpBlock(_) => Ok(()),
         }
     }
 
@@ -138,6 +150,29 @@ impl WgpuStep {
             },
             &[Bind::Read(2, &source), Bind::Write(3, &target)],
             move |metadata| flat(metadata.count(rows) * width),
+        )
+    }
+
+    pub(super) fn encode_add_norm(&mut self, op: AddNorm) -> Result<()> {
+        self.name("add_norm");
+        let (source, target) = (self.tensor(op.source)?, self.tensor(op.target)?);
+        let output = self.tensor(op.output)?;
+        let weight = self.encoder.small("add_norm", op.weight)?;
+        let rows = op.target.rows;
+        self.dispatch(
+            Program::new("add_norm"),
+            &params::AddNorm {
+                width: op.target.width as u32,
+                eps: op.eps,
+                rows: count_word(rows),
+            },
+            &[
+                Bind::Read(2, &source),
+                Bind::Read(3, &weight),
+                Bind::Write(4, &target),
+                Bind::Write(5, &output),
+            ],
+            move |metadata| [metadata.count(rows) as u32, 1, 1],
         )
     }
 

@@ -3,8 +3,8 @@
 
 use super::moe::clear_rows;
 use crate::backend::{
-    Batch, Capacity, Element, MlpBlock, MoeBlock, Op, Program, Result, Route, Rows, Segment, Step,
-    Tensor,
+    Add, Batch, Capacity, Element, MlpBlock, MoeBlock, Op, Program, Result, RmsNorm, Route, Rows,
+    Segment, Slot, Step, Tensor,
 };
 use crate::checkpoint::Format;
 use crate::conformance::context::plain;
@@ -33,7 +33,16 @@ pub(super) fn both_ways(
     block: Op,
     capacity: Capacity,
 ) -> Result<[Box<dyn Step>; 2]> {
-    let whole = Program::from_iter([block]);
+    in_both_ways(ctx, [block], capacity)
+}
+
+/// The same for operations that a backend may join.
+fn in_both_ways<const N: usize>(
+    ctx: &mut CaseContext<'_>,
+    ops: [Op; N],
+    capacity: Capacity,
+) -> Result<[Box<dyn Step>; 2]> {
+    let whole = Program::from_iter(ops);
     let parts = whole.expanded(|_| false);
     Ok([
         ctx.backend.compile(&parts, capacity)?,
@@ -68,9 +77,10 @@ impl BlockFixture {
         ctx.read(self.output, tokens)
     }
 
-    /// Runs a block without sequences in both forms, and compares them with the oracle, row by row.
-    fn check(mut self, ctx: &mut CaseContext<'_>, tokens: usize, answer: &[f64]) -> Result<()> {
-        let segments = plain(tokens).segments;
+    /// Runs a block without sequences in both forms, and compares them with the oracle, row by row. `lengths`: those of the
+    /// segments.
+    fn check(mut self, ctx: &mut CaseContext<'_>, lengths: &[usize], answer: &[f64]) -> Result<()> {
+        let segments = segments_of(lengths);
         let own = self.run(ctx, OWN, 0, &segments)?;
         if ctx.timed() {
             return Ok(());
@@ -88,13 +98,32 @@ impl BlockFixture {
             let next = self.run(ctx, OWN, 0, &segments)?;
             ctx.same(format!("the output of call {time}"), &next, &own);
         }
-        for row in [0, tokens / 2, tokens - 1] {
-            let alone = self.run(ctx, OWN, row, &plain(1).segments)?;
-            let what = format!("row {row} alone");
-            ctx.same_in_f32(what, d, &alone, &own[row * d..(row + 1) * d]);
+        let mut row = 0;
+        for length in lengths {
+            let rows = [row, row + length / 2, row + length - 1];
+            for row in &rows[..if *length > 1 { 3 } else { 1 }] {
+                let alone = self.run(ctx, OWN, *row, &segments_of(&[1]))?;
+                let (what, own) = (format!("row {row} alone"), &own[row * d..(row + 1) * d]);
+                // Backends may select kernels by a segment's length.
+                if *length == 1 {
+                    ctx.same(what, &alone, own);
+                } else {
+                    ctx.same_in_f32(what, d, &alone, own);
+                }
+            }
+            row += length;
         }
         Ok(())
     }
+}
+
+/// Segments of these lengths, of a sequence each.
+fn segments_of(lengths: &[usize]) -> Vec<Segment> {
+    let segment = |(i, length): (usize, &usize)| Segment {
+        slot_out: Slot(i as u32),
+        ..plain(*length).segments.remove(0)
+    };
+    lengths.iter().enumerate().map(segment).collect()
 }
 
 /// A projection's weights, in the published format.
@@ -142,15 +171,16 @@ fn mlp_block(ctx: &mut CaseContext<'_>, tokens: usize, d: usize, n: usize) -> Re
         scratch: vec![block.gate_up, block.hidden],
         steps,
     };
-    fixture.check(ctx, tokens, &answer)
+    fixture.check(ctx, &[tokens], &answer)
 }
 
-fn moe_block(
+/// Routed and shared experts planned on a device, with their input's rows and the oracle's result.
+fn moe(
     ctx: &mut CaseContext<'_>,
     router: Router,
     [experts, n, d, shared]: [usize; 4],
     tokens: usize,
-) -> Result<()> {
+) -> Result<(MoeBlock, Vec<f32>, Vec<f64>)> {
     let weight = projection(ctx, experts, d)?;
     let bias = ctx.random_matrix(Format::BF16, [1, experts, 1], 0.1)?;
     let values = clear_rows(ctx, router, &weight, &bias, tokens);
@@ -189,20 +219,86 @@ fn moe_block(
             .zip(extra)
             .for_each(|(sum, extra)| *sum += extra);
     }
-    let capacity = CaseContext::capacity(&plain(tokens));
-    let steps = both_ways(ctx, Op::from(block), capacity)?;
+    Ok((block, values, answer))
+}
+
+fn moe_block(
+    ctx: &mut CaseContext<'_>,
+    router: Router,
+    shape: [usize; 4],
+    lengths: &[usize],
+) -> Result<()> {
+    let (block, values, answer) = moe(ctx, router, shape, lengths.iter().sum())?;
+    let steps = both_ways(ctx, Op::from(block), capacity_of(lengths))?;
     let mut scratch = vec![block.route.experts, block.route.weights];
     if let Some(shared) = &block.shared {
         scratch.extend([shared.gate_up, shared.hidden, shared.output]);
     }
     let fixture = BlockFixture {
-        input,
+        input: block.route.input,
         output: block.output,
         values,
         scratch,
         steps,
     };
-    fixture.check(ctx, tokens, &answer)
+    fixture.check(ctx, lengths, &answer)
+}
+
+/// Experts, the residual sum and the norm after it, which is the output.
+fn moe_norm(ctx: &mut CaseContext<'_>, shape: [usize; 4], lengths: &[usize]) -> Result<()> {
+    let router = Router {
+        top_k: 4,
+        groups: 1,
+        top_groups: 1,
+        renormalize: true,
+        scale: 2.446,
+    };
+    let (block, values, answer) = moe(ctx, router, shape, lengths.iter().sum())?;
+    let (d, tokens) = (block.output.width, lengths.iter().sum());
+    let (norm, eps) = (ctx.norm_weight(Format::BF16, d)?, 1e-5);
+    let target = ctx.output(tokens, d)?;
+    let add = |source| Op::from(Add { source, target });
+    let rms_norm = RmsNorm {
+        input: target,
+        weight: norm.weight,
+        eps,
+        output: ctx.output(tokens, d)?,
+    };
+    // The sum's target starts as the norm of the input with weights of its own: any rows that follow from the input.
+    let first = ctx.norm_weight(Format::BF16, d)?;
+    let before = RmsNorm {
+        input: block.route.input,
+        weight: first.weight,
+        eps,
+        output: target,
+    };
+    let ops = [
+        Op::from(before),
+        Op::from(block),
+        add(block.output),
+        Op::from(rms_norm),
+    ];
+    let steps = in_both_ways(ctx, ops, capacity_of(lengths))?;
+    let residual = oracle::rms_norm(&widen(&values), &first.values, eps);
+    let sum: Vec<f64> = residual.iter().zip(&answer).map(|(a, b)| a + b).collect();
+    let answer = oracle::rms_norm(&sum, &norm.values, eps);
+    let fixture = BlockFixture {
+        input: block.route.input,
+        output: rms_norm.output,
+        values,
+        scratch: vec![block.output, target],
+        steps,
+    };
+    fixture.check(ctx, lengths, &answer)
+}
+
+/// The capacity for segments of these lengths.
+fn capacity_of(lengths: &[usize]) -> Capacity {
+    let batch = Batch {
+        segments: segments_of(lengths),
+        ..plain(lengths.iter().sum())
+    };
+    CaseContext::capacity(&batch)
 }
 
 pub(super) fn cases() -> Vec<Case> {
@@ -213,11 +309,14 @@ pub(super) fn cases() -> Vec<Case> {
             mlp_block(ctx, tokens, d, n)
         }));
     }
-    for (groups, top_groups, shape, tokens) in [
-        (1, 1, [8, 24, 40, 32], 33),
-        (4, 2, [16, 20, 33, 21], 17),
-        (1, 1, [8, 24, 40, 0], 1),
-        (1, 1, [32, 16, 64, 16], 1),
+    for (groups, top_groups, shape, lengths) in [
+        (1, 1, [8, 24, 40, 32], &[33][..]),
+        (4, 2, [16, 20, 33, 21], &[17]),
+        (1, 1, [8, 24, 40, 0], &[1]),
+        (1, 1, [32, 16, 64, 16], &[1]),
+        (1, 1, [32, 24, 72, 24], &[1; 11]),
+        (1, 1, [8, 16, 40, 16], &[1, 5, 1, 1, 9, 1]),
+        (2, 1, [16, 21, 33, 21], &[3, 1, 1, 1]),
     ] {
         let router = Router {
             top_k: 4,
@@ -227,10 +326,26 @@ pub(super) fn cases() -> Vec<Case> {
             scale: 2.446,
         };
         let [experts, n, d, shared] = shape;
+        let segments = match lengths {
+            [tokens] => format!("T={tokens}"),
+            several => format!("segments of {several:?}"),
+        };
         let name =
-            format!("{experts} experts in {groups} of n={n} d={d} shared={shared}/T={tokens}");
+            format!("{experts} experts in {groups} of n={n} d={d} shared={shared}/{segments}");
         cases.push(Case::new("moe_block", name, Tolerance::Block, move |ctx| {
-            moe_block(ctx, router, shape, tokens)
+            moe_block(ctx, router, shape, lengths)
+        }));
+    }
+    for (shape, lengths) in [
+        ([8, 16, 1032, 16], &[1][..]),
+        ([8, 24, 40, 32], &[9]),
+        ([8, 16, 33, 16], &[1, 5, 1, 1]),
+        ([8, 16, 2304, 0], &[1, 1]),
+    ] {
+        let [_, n, d, shared] = shape;
+        let name = format!("the sum and norm after it/n={n} d={d} shared={shared}/{lengths:?}");
+        cases.push(Case::new("moe_block", name, Tolerance::Block, move |ctx| {
+            moe_norm(ctx, shape, lengths)
         }));
     }
     cases

@@ -1,9 +1,9 @@
-//! `embed`, `rms_norm`, `linear`, `swiglu`, `add` and the collectives of a single rank.
+//! `embed`, `rms_norm`, `linear`, `swiglu`, `add`, `add_norm` and the collectives of a single rank.
 
 use super::rows::{Answer, Input, Operation, Output, Place, Question, ask, definition, properties};
 use crate::backend::{
-    Add, AllGather, AllReduce, Batch, Element, Embed, Linear, Op, OutputRow, Result, RmsNorm, Rows,
-    Swiglu,
+    Add, AddNorm, AllGather, AllReduce, Batch, Element, Embed, Linear, Op, OutputRow, Result,
+    RmsNorm, Rows, Swiglu,
 };
 use crate::checkpoint::Format;
 use crate::conformance::context::plain;
@@ -375,6 +375,21 @@ fn elementwise_cases(cases: &mut Vec<Case>) {
         }));
     }
     cases.extend(properties("add", |ctx| add(ctx, 33, 33)));
+    for (format, d, tokens, scale) in [
+        (Format::BF16, 20, 5, 1.0),
+        (Format::BF16, 33, 17, 2e-3),
+        (Format::F16, 100, 7, 1e3),
+        (Format::F32, 256, 1, 1.0),
+        (Format::BF16, 2304, 2, 1.0),
+    ] {
+        let name = format!("{format}/d={d}/T={tokens}/scale={scale:e}");
+        cases.push(definition("add_norm", name, Tolerance::Close, move |ctx| {
+            add_norm(ctx, format, [tokens, d], scale)
+        }));
+    }
+    cases.extend(properties("add_norm", |ctx| {
+        add_norm(ctx, Format::BF16, [33, 100], 1.0)
+    }));
 }
 
 pub(super) fn swiglu(
@@ -421,6 +436,42 @@ pub(super) fn add(ctx: &mut CaseContext<'_>, tokens: usize, d: usize) -> Result<
             Op::from(Add {
                 source: inputs[0],
                 target: inputs[1],
+            })
+        },
+    ))
+}
+
+/// The sum over one of its operands, and its norm.
+pub(super) fn add_norm(
+    ctx: &mut CaseContext<'_>,
+    format: Format,
+    [tokens, d]: [usize; 2],
+    scale: f32,
+) -> Result<Operation> {
+    let (norm, eps) = (ctx.norm_weight(format, d)?, 1e-5);
+    let source = ctx.activations(tokens * d, scale);
+    let target = ctx.activations(tokens * d, scale);
+    let pairs = widen(&source).into_iter().zip(widen(&target));
+    let sum: Vec<f64> = pairs.map(|(a, b)| a + b).collect();
+    let answer = ctx.answer(|| oracle::rms_norm(&sum, &norm.values, eps));
+    let sum = Output {
+        name: "the target",
+        width: d,
+        place: Place::Input(1),
+        answer: Answer::Rows(sum),
+    };
+    let weight = norm.weight;
+    Ok(Operation::new(
+        tokens,
+        vec![Input::activation(d, source), Input::activation(d, target)],
+        vec![sum, Output::activation(d, answer)],
+        move |inputs, outputs| {
+            Op::from(AddNorm {
+                source: inputs[0],
+                target: inputs[1],
+                weight,
+                eps,
+                output: outputs[1],
             })
         },
     ))

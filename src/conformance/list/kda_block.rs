@@ -78,6 +78,7 @@ fn scratch_of(block: &KdaBlock) -> Vec<Tensor> {
     vec![
         block.qkv,
         block.qkv_conv,
+        block.decay_rank,
         block.gate_rank,
         block.decay,
         block.gates,
@@ -132,6 +133,7 @@ impl Fixture {
             layer: LAYER,
             qkv: plan(channels, activation)?,
             qkv_conv: plan(channels, activation)?,
+            decay_rank: plan(rank, activation)?,
             gate_rank: plan(rank, activation)?,
             decay: plan(hv * k, activation)?,
             gates: plan(hv * k, f32)?,

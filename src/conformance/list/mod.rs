@@ -28,7 +28,7 @@ pub use kda_input::{KdaCase, KdaExpected};
 use super::Case;
 
 /// The operations and properties of the cases, in the order of the model, with a description of each.
-pub const OPERATIONS: [(&str, &str); 27] = [
+pub const OPERATIONS: [(&str, &str); 28] = [
     ("embed", "the embedding's rows of the tokens"),
     (
         "rms_norm",
@@ -75,6 +75,7 @@ pub const OPERATIONS: [(&str, &str); 27] = [
     ("experts", "the routed experts of this rank"),
     ("swiglu", "the gated activation of an MLP"),
     ("add", "the residual sum"),
+    ("add_norm", "the residual sum and the norm of it"),
     ("all_reduce", "the sum over ranks, of one rank"),
     ("all_gather", "the columns of all ranks, of one rank"),
     (

@@ -1,7 +1,7 @@
 //! The operations at the published model's sizes (48B, one device), for timings: a few decoded tokens, and a segment of a
 //! prompt. The code is that of the cases; this file has only the sizes and the estimates of work.
 
-use super::dense::{add, embed, linear, rms_norm, swiglu};
+use super::dense::{add, add_norm, embed, linear, rms_norm, swiglu};
 use super::gates::{gated_norm, gates};
 use super::kda::{against_definition, form_name};
 use super::kda_input::KdaCase;
@@ -43,6 +43,10 @@ fn dense() -> Vec<Case> {
             add(ctx, t, WIDTH)
         });
         cases.push(case.with_work(12 * t * WIDTH, t * WIDTH));
+        let case = definition("add_norm", &name, Tolerance::Close, move |ctx| {
+            add_norm(ctx, Format::BF16, [t, WIDTH], 1.0)
+        });
+        cases.push(case.with_work(16 * t * WIDTH + 2 * WIDTH, 5 * t * WIDTH));
     }
     for t in [1, 16, 256] {
         let (rows, name) = (HEADS * HEAD, format!("BF16/[4096,{WIDTH}]/T={t}"));

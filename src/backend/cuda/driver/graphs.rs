@@ -2,7 +2,6 @@
 //!
 //! Commands run one by one the first time and as a graph from the second time on. A list that cannot be captured always runs
 //! one by one: a graph saves time and changes no result. This file does not call the driver; [`Runner`] does.
-//! by one for good: a graph saves time and changes no result. This file calls nothing of the driver; [`Runner`] does.
 
 use std::collections::HashMap;
 
