@@ -210,8 +210,10 @@ fn a_model_from_a_server_or_a_file_answers_as_on_the_cpu_and_is_never_read_whole
     picture(&mut page, "from-a-file.png");
 
     // A file that is removed between the dialog and the loading.
-    choose(&mut page, &path);
-    std::fs::remove_file(&path).unwrap();
+    let other = folder.path().join("other.gguf");
+    std::fs::copy(&path, &other).unwrap();
+    choose(&mut page, &other);
+    std::fs::remove_file(&other).unwrap();
     click_until(
         &mut page,
         375,
