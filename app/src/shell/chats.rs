@@ -374,7 +374,7 @@ impl App {
                     let place = place.unwrap_or_default();
                     let reason = reason.trim_end_matches('.');
                     let sentence = format!(
-                        "A chat could not be written to {place}: {reason}. It stays in this window until then."
+                        "A chat could not be written to {place}: {reason}. It stays in this window until it can be."
                     );
                     self.list.problem = Some(Problem::new(sentence, WayOut::KeepAgain));
                 }
