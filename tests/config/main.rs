@@ -163,7 +163,7 @@ fn memory_is_the_sum_of_its_pools() {
     // The residual stream; a KDA layer's eleven widths of 4096; an MLA layer; the dense MLP; the experts' choices and the
     // shared one.
     let row = 3 * 2304
-        + (11 * 4096 + 128 + 2 * 32)
+        + (11 * 4096 + 2 * 128 + 2 * 32)
         + (32 * (192 + 128) + 576)
         + 3 * 9216
         + (2 * 8 + 3 * 1024 + 2304);
