@@ -113,8 +113,10 @@ fn tiny_256_computes_what_it_must() {
 fn planned_activations_are_what_inspect_estimates() {
     for name in ["tiny-a", "tiny-128", "tiny-256"] {
         let model = load(name, 200);
+        // The drawn tokens of a step are a few bytes, which the estimate leaves out.
+        let drawn = 8 * model.limits().step.segments as u64;
         assert_eq!(
-            model.activation_bytes(),
+            model.activation_bytes() - drawn,
             model.config().activation_bytes(200, 200)
         );
     }

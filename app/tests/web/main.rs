@@ -154,7 +154,7 @@ fn the_conformance_list_passes_in_the_tab() {
         return;
     };
     let began = Instant::now();
-    while page.evaluate("document.body.dataset.state") == json!("loading") {
+    while page.evaluate("document.body?.dataset.state ?? 'loading'") == json!("loading") {
         assert!(began.elapsed() < Duration::from_secs(1800));
         std::thread::sleep(Duration::from_millis(500));
     }
