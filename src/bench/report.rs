@@ -129,19 +129,20 @@ pub fn shape(rows: &[Row]) -> String {
         text.push_str("No timings were taken.\n\n");
     }
     text.push_str(
-        "| shape | work | how | step or prompt | tokens/s | floor | % of floor speed | weights read | % of weights-only speed | states | latents |\n\
-         |---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|\n",
+        "| shape | work | how | step or prompt | host adds | tokens/s | floor | % of floor speed | weights read | % of weights-only speed | states | latents |\n\
+         |---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for row in rows {
         let _ = writeln!(
             text,
-            "| {}, {} KDA + {} MLA | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {}, {} KDA + {} MLA | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
             row.variant,
             row.layers[0],
             row.layers[1],
             work(&row.work),
             how(row),
             seconds(row.seconds),
+            seconds(row.host_seconds),
             row.tokens_per_second
                 .map_or_else(|| NONE.to_owned(), |rate| format!("{rate:.1}")),
             seconds(row.floor_seconds),
@@ -159,6 +160,12 @@ pub fn shape(rows: &[Row]) -> String {
         text.push_str(
             "\nfloor: the least time that this device's bandwidth and arithmetic allow; % of floor speed: floor over measured time.\n\
              % of weights-only speed: time to read the weights once, over measured time.\n",
+        );
+    }
+    if rows.iter().any(|row| row.host_seconds.is_some()) {
+        text.push_str(
+            "\nhost adds: a step that is awaited before the next one is submitted, less one of many that are not: what is lost where a step\n\
+             waits for the tokens of the step before.\n",
         );
     }
     compared(rows, &mut text);

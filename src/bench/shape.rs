@@ -83,6 +83,8 @@ pub struct Row {
     pub seconds: Option<f64>,
     /// Seconds of a decode whose submissions are not awaited in between: the device's busy time.
     pub busy_seconds: Option<f64>,
+    /// Seconds that the host adds to a decode that is awaited: the difference of those two, 0 where it is within their noise.
+    pub host_seconds: Option<f64>,
     /// Tokens per second of all sequences, or of the prompt.
     pub tokens_per_second: Option<f64>,
     /// Bytes of all weights.
@@ -468,6 +470,11 @@ fn between(times: &[(usize, f64)]) -> f64 {
     first + gaps.sum::<f64>()
 }
 
+/// What the host adds to a step of `seconds` that keeps the device busy for `busy` of them.
+fn host_adds(seconds: Option<f64>, busy: Option<f64>) -> Option<f64> {
+    Some((seconds? - busy?).max(0.0))
+}
+
 fn row(
     config: &ModelConfig,
     work: &Work,
@@ -499,6 +506,7 @@ fn row(
         segments: measured.segments,
         seconds: measured.seconds,
         busy_seconds: measured.busy,
+        host_seconds: host_adds(measured.seconds, measured.busy),
         tokens_per_second: measured.seconds.map(|seconds| tokens as f64 / seconds),
         weight_bytes: config.weight_bytes(Dtype::Bf16),
         weight_bytes_read: read,
@@ -526,6 +534,13 @@ mod tests {
             let all: f64 = (0..count).map(time).sum();
             assert!((between(&times) - all).abs() < 1e-9 * all, "{count}");
         }
+    }
+
+    #[test]
+    fn the_host_adds_what_the_device_is_not_busy() {
+        assert_eq!(host_adds(Some(1.5), Some(1.25)), Some(0.25));
+        assert_eq!(host_adds(Some(1.0), Some(1.25)), Some(0.0));
+        assert_eq!(host_adds(Some(1.0), None), None);
     }
 
     #[test]
