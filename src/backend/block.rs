@@ -141,7 +141,9 @@ impl KdaBlock {
         }
     }
 
-    fn kda_gates(&self) -> KdaGates {
+    /// Log decays and write strengths.
+    #[must_use]
+    pub fn kda_gates(&self) -> KdaGates {
         KdaGates {
             decay: self.decay,
             write: self.write,

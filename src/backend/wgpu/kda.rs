@@ -5,13 +5,15 @@ use super::pipelines::{Bind, Program};
 use super::step::{WgpuStep, flat};
 use crate::backend::gpu::batch_metadata::MetadataLayout;
 use crate::backend::gpu::layout::form_word;
-use crate::backend::{Form, GatedNorm, KdaGates, KdaRecurrence, Result, ShortConv, StateLayout};
+use crate::backend::{
+    Form, GatedNorm, KdaBlock, KdaGates, KdaRecurrence, Op, Result, ShortConv, StateLayout,
+};
 use crate::error::BackendError;
 
 params! {
     GatedNorm of "gated_norm" { heads: u32, width: u32, eps: f32 }
     KdaGates of "kda_gates" { channels: u32, heads: u32 }
-    Kda of "kda_chunk", "kda_step", "trace_kda" {
+    Kda of "kda_chunk", "kda_step", "kda_step_gated", "trace_kda" {
         key_heads: u32, heads: u32, key_width: u32, value_width: u32, form: u32, layer: u32, layers: u32,
     }
     ShortConv of "short_conv" { channels: u32, taps: u32, stride: u32 }
@@ -28,6 +30,14 @@ pub(super) fn widths(layout: &StateLayout) -> params::Kda {
         key_width: layout.key_width as u32,
         value_width: layout.value_width as u32,
         ..params::Kda::default()
+    }
+}
+
+/// The parameters of a recurrence.
+fn kda(op: &KdaRecurrence) -> params::Kda {
+    params::Kda {
+        form: form_word(op.form),
+        ..widths(&op.pool.layout)
     }
 }
 
@@ -80,7 +90,25 @@ impl WgpuStep {
         )
     }
 
+    /// A layer's attention: its parts, but single tokens have their gates in the dispatch of the recurrence.
+    pub(super) fn encode_kda_block(&mut self, block: &KdaBlock) -> Result<()> {
+        let gates = block.kda_gates();
+        for op in block.ops() {
+            match op {
+                Op::KdaGates(op) => self.gates(op, true)?,
+                Op::KdaRecurrence(op) => self.recurrence(op, Some(gates))?,
+                op => self.push(&op)?,
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn encode_kda_gates(&mut self, op: KdaGates) -> Result<()> {
+        self.gates(op, false)
+    }
+
+    /// The gates of all tokens; with `several`, only of batches that have segments of several tokens.
+    fn gates(&mut self, op: KdaGates, several: bool) -> Result<()> {
         self.name("kda_gates");
         let encoder = &self.encoder;
         let (decay, write) = (encoder.tensor(op.decay)?, encoder.tensor(op.write)?);
@@ -102,81 +130,123 @@ impl WgpuStep {
                 Bind::Write(6, &gates),
                 Bind::Write(7, &beta),
             ],
-            move |metadata| flat(metadata.tokens * channels),
+            move |metadata| {
+                let needed = !several || metadata.several_chunks > 0;
+                flat(if needed {
+                    metadata.tokens * channels
+                } else {
+                    0
+                })
+            },
         )
     }
 
     pub(super) fn encode_kda_recurrence(&mut self, op: KdaRecurrence) -> Result<()> {
+        self.recurrence(op, None)
+    }
+
+    /// `inside`: gates that single tokens compute themselves.
+    fn recurrence(&mut self, op: KdaRecurrence, inside: Option<KdaGates>) -> Result<()> {
         self.name("kda_recurrence");
+        check_width(op.pool.layout.key_width)?;
+        if op.form != Form::Step {
+            self.chunk_form(op)?;
+        }
+        if op.form != Form::Chunk {
+            self.step_form(op, inside)?;
+        }
+        Ok(())
+    }
+
+    fn chunk_form(&mut self, op: KdaRecurrence) -> Result<()> {
         let layout = op.pool.layout;
         let (heads, k, v) = (layout.value_heads, layout.key_width, layout.value_width);
-        check_width(k)?;
         let encoder = &self.encoder;
         let (qkv, gates) = (encoder.tensor(op.qkv)?, encoder.tensor(op.gates)?);
         let (beta, output) = (encoder.tensor(op.beta)?, encoder.tensor(op.output)?);
         let states = self.states(&op.pool, op.layer)?.0;
-        let params = params::Kda {
-            form: form_word(op.form),
-            ..widths(&layout)
-        };
         let [qkv, gates, beta] =
             [(2, &qkv), (3, &gates), (4, &beta)].map(|(number, buffer)| Bind::Read(number, buffer));
-        let heads = heads as u32;
-        if op.form != Form::Step {
-            let every = op.form == Form::Chunk;
-            let elements = (3 * 16 * k + k + 2 * 16 * 16) * heads as usize;
-            let chunks = MetadataLayout::chunks(&encoder.capacity);
-            let workspace = encoder.scratch("chunks of a recurrence", chunks * elements)?;
-            self.dispatch(
-                Program::entry("kda_chunk", "prepare"),
-                &params,
-                &[qkv, gates, beta, Bind::Write(6, &workspace)],
-                move |metadata| {
-                    let chunks = if every {
-                        metadata.chunks
-                    } else {
-                        metadata.several_chunks
-                    };
-                    [chunks as u32, heads, 1]
-                },
-            )?;
-            self.dispatch(
-                Program::entry("kda_chunk", "scan").with("KEY_WIDTH", k as u32),
-                &params,
-                &[
-                    qkv,
-                    beta,
-                    Bind::Read(5, &workspace),
-                    Bind::Write(7, &states),
-                    Bind::Write(8, &output),
+        let every = op.form == Form::Chunk;
+        let elements = (3 * 16 * k + k + 2 * 16 * 16) * heads;
+        let chunks = MetadataLayout::chunks(&encoder.capacity);
+        let workspace = encoder.scratch("chunks of a recurrence", chunks * elements)?;
+        let (params, heads) = (kda(&op), heads as u32);
+        self.dispatch(
+            Program::entry("kda_chunk", "prepare"),
+            &params,
+            &[qkv, gates, beta, Bind::Write(6, &workspace)],
+            move |metadata| {
+                let chunks = if every {
+                    metadata.chunks
+                } else {
+                    metadata.several_chunks
+                };
+                [chunks as u32, heads, 1]
+            },
+        )?;
+        self.dispatch(
+            Program::entry("kda_chunk", "scan").with("KEY_WIDTH", k as u32),
+            &params,
+            &[
+                qkv,
+                beta,
+                Bind::Read(5, &workspace),
+                Bind::Write(7, &states),
+                Bind::Write(8, &output),
+            ],
+            move |metadata| {
+                let some = every || metadata.several_chunks > 0;
+                let segments = if some { metadata.segments as u32 } else { 0 };
+                [v.div_ceil(16) as u32, heads, segments]
+            },
+        )
+    }
+
+    fn step_form(&mut self, op: KdaRecurrence, inside: Option<KdaGates>) -> Result<()> {
+        let layout = op.pool.layout;
+        let (heads, v) = (layout.value_heads as u32, layout.value_width);
+        let encoder = &self.encoder;
+        let (qkv, output) = (encoder.tensor(op.qkv)?, encoder.tensor(op.output)?);
+        let states = self.states(&op.pool, op.layer)?.0;
+        let (shader, read) = match inside {
+            None => (
+                "kda_step",
+                vec![
+                    (3, encoder.tensor(op.gates)?),
+                    (4, encoder.tensor(op.beta)?),
                 ],
-                move |metadata| {
-                    let some = every || metadata.several_chunks > 0;
-                    let segments = if some { metadata.segments as u32 } else { 0 };
-                    [v.div_ceil(16) as u32, heads, segments]
-                },
-            )?;
-        }
-        if op.form != Form::Chunk {
-            let every = op.form == Form::Step;
-            self.dispatch(
-                Program::new("kda_step"),
-                &params,
-                &[
-                    qkv,
-                    gates,
-                    beta,
-                    Bind::Write(5, &states),
-                    Bind::Write(6, &output),
+            ),
+            Some(gates) => (
+                "kda_step_gated",
+                vec![
+                    (3, encoder.tensor(gates.decay)?),
+                    (4, encoder.tensor(gates.write)?),
+                    (7, encoder.small("kda_gates", gates.a_log)?),
+                    (8, encoder.small("kda_gates", gates.dt_bias)?),
                 ],
-                move |metadata| {
-                    let some = every || metadata.short_segments > 0;
-                    let segments = if some { metadata.segments as u32 } else { 0 };
-                    [v.div_ceil(8) as u32, heads, segments]
-                },
-            )?;
-        }
-        Ok(())
+            ),
+        };
+        let mut binds = vec![
+            Bind::Read(2, &qkv),
+            Bind::Write(5, &states),
+            Bind::Write(6, &output),
+        ];
+        binds.extend(
+            read.iter()
+                .map(|(number, buffer)| Bind::Read(*number, buffer)),
+        );
+        let every = op.form == Form::Step;
+        self.dispatch(
+            Program::new(shader).with("KEY_WIDTH", layout.key_width as u32),
+            &kda(&op),
+            &binds,
+            move |metadata| {
+                let some = every || metadata.short_segments > 0;
+                let segments = if some { metadata.segments as u32 } else { 0 };
+                [v.div_ceil(8) as u32, heads, segments]
+            },
+        )
     }
 
     pub(super) fn encode_gated_norm(&mut self, op: GatedNorm) -> Result<()> {

@@ -24,7 +24,7 @@ impl WgpuStep {
     pub(super) fn takes(op: &Op) -> bool {
         match op {
             Op::AddNorm(both) => both.by_rows(),
-            Op::MoeBlock(_) => true,
+            Op::KdaBlock(_) | Op::MoeBlock(_) => true,
             _ => false,
         }
     }
@@ -59,8 +59,9 @@ impl WgpuStep {
             Op::TraceState(op) => self.encode_trace_state(op),
             Op::TraceAttention(op) => self.encode_trace_attention(op),
             Op::AddNorm(op) => self.encode_add_norm(op),
+            Op::KdaBlock(ref block) => self.encode_kda_block(block),
             Op::MoeBlock(ref block) => self.encode_moe_block(block),
-            Op::KdaBlock(_) | Op::MlaBlock(_) | Op::MlpBlock(_) => Ok(()),
+            Op::MlaBlock(_) | Op::MlpBlock(_) => Ok(()),
         }
     }
 
