@@ -15,6 +15,7 @@
 extern "C" __global__ void __launch_bounds__(256) add_norm(
     const u32* batch, u32 kind, const bf16* source, bf16* target, const void* weight, u32 format, bf16* output, u32 width,
     float eps) {
+    grid_dependency_synchronize();
     SHARED(float, scratch, 32);
     if (blockIdx.x >= batch[kind]) return;
     u64 at = (u64)blockIdx.x * width;

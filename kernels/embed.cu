@@ -10,6 +10,7 @@
 //   output  [T, width] bf16
 extern "C" __global__ void __launch_bounds__(128) embed(
     const u32* batch, const u32* drawn, const void* weight, u32 format, bf16* output, u32 vocabulary, u32 width) {
+    grid_dependency_synchronize();
     u32 t = blockIdx.x;
     if (t >= batch[TOKENS]) return;
     u32 token = batch[batch[AT_TOKENS] + t];

@@ -223,6 +223,7 @@ static __device__ __forceinline__ void few_in(
 extern "C" __global__ void __launch_bounds__(256, 3) experts_few_in(
     const u32* batch, const u32* ids, const u32* list, u32 most, const bf16* input, const bf16* gate, const bf16* up,
     const bf16* shared, bf16* hidden, bf16* shared_hidden, u32 width, u32 hidden_width, u32 top_k, u32 first, u32 experts) {
+    grid_dependency_synchronize();
     Chosen own = chosen(batch, ids, list, most, top_k, first, experts, shared != nullptr);
     if (own.count == 0) return;
     if (is_shared(shared)) {
@@ -244,6 +245,7 @@ ENTRY(experts_few_in)
 extern "C" __global__ void __launch_bounds__(256, 2) experts_few_in_blocks(
     const u32* batch, const u32* ids, const u32* list, u32 most, const bf16* input, const void* gate, u32 gate_format,
     const void* up, u32 up_format, bf16* hidden, u32 width, u32 hidden_width, u32 top_k, u32 first, u32 experts) {
+    grid_dependency_synchronize();
     Chosen own = chosen(batch, ids, list, most, top_k, first, experts, false);
     if (own.count == 0) return;
     u32 unit = blockIdx.x * (FEW_OUTPUTS / 2);
@@ -287,6 +289,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) experts_few_out(
     const u32* batch, const u32* ids, const u32* list, u32 most, const bf16* hidden, const bf16* down, const bf16* shared,
     float* results, const bf16* shared_hidden, bf16* shared_output, u32 width, u32 hidden_width, u32 top_k, u32 first,
     u32 experts) {
+    grid_dependency_synchronize();
     Chosen own = chosen(batch, ids, list, most, top_k, first, experts, shared != nullptr);
     if (own.count == 0) return;
     if (is_shared(shared)) {
@@ -308,6 +311,7 @@ ENTRY(experts_few_out)
 extern "C" __global__ void __launch_bounds__(256, 2) experts_few_out_blocks(
     const u32* batch, const u32* ids, const u32* list, u32 most, const bf16* hidden, const void* down, u32 format,
     float* results, u32 width, u32 hidden_width, u32 top_k, u32 first, u32 experts) {
+    grid_dependency_synchronize();
     Chosen own = chosen(batch, ids, list, most, top_k, first, experts, false);
     if (own.count == 0) return;
     u32 output = blockIdx.x * FEW_OUTPUTS;
@@ -333,6 +337,7 @@ ENTRY(experts_few_out_blocks)
 // Dynamic shared memory: 4 bytes per expert.
 extern "C" __global__ void __launch_bounds__(256) experts_count(
     const u32* batch, const u32* ids, u32* counts, u32 top_k, u32 first, u32 experts) {
+    grid_dependency_synchronize();
     u32* own = (u32*)dynamic_shared();
     u32 assignments = batch[SEVERAL_ROWS] * top_k, start = blockIdx.x * SHARE;
     if (start >= assignments) return;
@@ -438,6 +443,7 @@ static __device__ __forceinline__ void sort_assignments(
 // Dynamic shared memory: 40 bytes per expert.
 extern "C" __global__ void __launch_bounds__(256) experts_group(
     const u32* batch, const u32* ids, const u32* counts, u32* groups, u32 most_tiles, u32 top_k, u32 first, u32 experts) {
+    grid_dependency_synchronize();
     u32 assignments = batch[SEVERAL_ROWS] * top_k, start = blockIdx.x * SHARE;
     if (start >= assignments) return;
     auto assignment_of = [&](u32 i) { return several_assignment(batch, top_k, i); };
@@ -452,6 +458,7 @@ ENTRY(experts_group)
 // Dynamic shared memory: 40 bytes per expert.
 extern "C" __global__ void __launch_bounds__(256) experts_list(
     const u32* batch, const u32* ids, u32* list, u32 most, u32 top_k, u32 first, u32 experts) {
+    grid_dependency_synchronize();
     u32 assignments = (batch[TOKENS] - batch[SEVERAL_ROWS]) * top_k;
     auto assignment_of = [&](u32 i) { return single_assignment(batch, top_k, i); };
     sort_assignments(ids, nullptr, list, most, max(assignments, 1u), first, experts, 0, assignments, assignments, assignment_of);
@@ -494,6 +501,7 @@ static __device__ __forceinline__ void many_in(
 extern "C" __global__ void __launch_bounds__(128, 2) experts_many_in(
     const u32* groups, u32 most_tiles, const bf16* input, const bf16* gate, const bf16* up, bf16* hidden, u32 width,
     u32 hidden_width, u32 top_k) {
+    grid_dependency_synchronize();
     if (blockIdx.y >= groups[0]) return;
     const u32* tile = groups + 1 + 3 * (u64)blockIdx.y;
     const u32* list = groups + 1 + 3 * (u64)most_tiles + tile[1];
@@ -514,6 +522,7 @@ ENTRY(experts_many_in)
 extern "C" __global__ void __launch_bounds__(128, 2) experts_many_in_blocks(
     const u32* groups, u32 most_tiles, const bf16* input, const void* gate, u32 gate_format, const void* up, u32 up_format,
     bf16* hidden, u32 width, u32 hidden_width, u32 top_k) {
+    grid_dependency_synchronize();
     if (blockIdx.y >= groups[0]) return;
     const u32* tile = groups + 1 + 3 * (u64)blockIdx.y;
     const u32* list = groups + 1 + 3 * (u64)most_tiles + tile[1];
@@ -563,6 +572,7 @@ static __device__ __forceinline__ void many_out(
 // Dynamic shared memory: TILE_STAGES of two tiles.
 extern "C" __global__ void __launch_bounds__(128, 2) experts_many_out(
     const u32* groups, u32 most_tiles, const bf16* hidden, const bf16* down, float* results, u32 width, u32 hidden_width) {
+    grid_dependency_synchronize();
     if (blockIdx.y >= groups[0]) return;
     const u32* tile = groups + 1 + 3 * (u64)blockIdx.y;
     const u32* list = groups + 1 + 3 * (u64)most_tiles + tile[1];
@@ -583,6 +593,7 @@ ENTRY(experts_many_out)
 extern "C" __global__ void __launch_bounds__(128, 2) experts_many_out_blocks(
     const u32* groups, u32 most_tiles, const bf16* hidden, const void* down, u32 format, float* results, u32 width,
     u32 hidden_width) {
+    grid_dependency_synchronize();
     if (blockIdx.y >= groups[0]) return;
     const u32* tile = groups + 1 + 3 * (u64)blockIdx.y;
     const u32* list = groups + 1 + 3 * (u64)most_tiles + tile[1];

@@ -88,6 +88,7 @@ struct Combined {
 extern "C" __global__ void __launch_bounds__(256) experts_combine(
     const u32* batch, const u32* ids, const float* weights, const float* results, const bf16* shared, bf16* output, u32 width,
     u32 top_k, u32 first, u32 experts) {
+    grid_dependency_synchronize();
     u32 column = (blockIdx.y * 256 + threadIdx.x) * 4;
     if (blockIdx.x >= batch[TOKENS] || column >= width) return;
     Combined{ids, weights, results, shared, output, width, top_k, first, experts}.four(blockIdx.x, column);
@@ -101,6 +102,7 @@ ENTRY(experts_combine)
 extern "C" __global__ void __launch_bounds__(256) experts_combine_norm(
     const u32* batch, const u32* ids, const float* weights, const float* results, const bf16* shared, bf16* output, u32 width,
     u32 top_k, u32 first, u32 experts, bf16* target, const void* norm, u32 format, bf16* normed, float eps) {
+    grid_dependency_synchronize();
     SHARED(float, scratch, 32);
     if (blockIdx.x >= batch[TOKENS]) return;
     Combined combined{ids, weights, results, shared, output, width, top_k, first, experts};

@@ -13,6 +13,7 @@ static __device__ __forceinline__ u32 mix(u32 x) {
 // 4096 elements per block, 16 per thread.
 //   output  [count] of the format
 extern "C" __global__ void __launch_bounds__(256) fill(void* output, u32 format, u64 count, u32 seed, float mean, float scale) {
+    grid_dependency_synchronize();
     u64 first = (u64)blockIdx.x * 4096 + threadIdx.x;
     for (u32 k = 0; k < 16; k++) {
         u64 i = first + k * 256;

@@ -12,6 +12,7 @@
 extern "C" __global__ void __launch_bounds__(256) gated_norm(
     const u32* batch, const bf16* input, const bf16* gate, const void* weight, u32 format, bf16* output, u32 heads,
     u32 width, float eps) {
+    grid_dependency_synchronize();
     u64 head = (u64)blockIdx.x * 8 + threadIdx.x / 32;
     u32 lane = threadIdx.x % 32;
     if (head >= (u64)batch[TOKENS] * heads) return;

@@ -430,6 +430,7 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
     extern "C" __global__ void __launch_bounds__(PREPARE_THREADS, 4) plain_name(                                      \
         const u32* batch, const bf16* qkv, const float* gates, const float* beta, u8* workspace, u32 key_heads,       \
         u32 heads, u32 key_width, u32 value_width, u32 form) {                                                        \
+        grid_dependency_synchronize();                                                                                \
         Heads h{key_heads, heads, key_width, value_width};                                                            \
         prepare<padded>(Plain{qkv, gates, beta}, batch, workspace, h, form);                                          \
     }                                                                                                                 \
@@ -437,6 +438,7 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
         const u32* batch, const bf16* input, const void* weight, u32 format, float* conv_states,                            \
         const bf16* decay, const bf16* write, const void* a_log, u32 a_log_format, const void* dt_bias,               \
         u32 dt_bias_format, u8* workspace, u32 key_heads, u32 heads, u32 key_width, u32 value_width, u32 form) {      \
+        grid_dependency_synchronize();                                                                                \
         Gates gates{decay, write, a_log, dt_bias, a_log_format, dt_bias_format};                                      \
         Heads h{key_heads, heads, key_width, value_width};                                                            \
         prepare<padded>(Fused{Conv{input, weight, format, conv_states}, gates}, batch, workspace, h, form);                 \

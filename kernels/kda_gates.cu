@@ -14,6 +14,7 @@
 extern "C" __global__ void __launch_bounds__(256) kda_gates(
     const u32* batch, const bf16* decay, const bf16* write, const void* a_log, u32 a_log_format, const void* dt_bias,
     u32 dt_bias_format, float* gates, float* beta, u32 heads, u32 key_width) {
+    grid_dependency_synchronize();
     u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
     u32 channels = heads * key_width;
     if (i >= (u64)batch[TOKENS] * channels) return;

@@ -342,6 +342,7 @@ static __device__ __forceinline__ void scan(
     extern "C" __global__ void __launch_bounds__(MOST_WARPS * 32, 1) name(                                            \
         const u32* batch, const u8* workspace, const float* operators, float* states, bf16* output,                   \
         const bf16* input, float* conv_states, u32 key_heads, u32 heads, u32 key_width, u32 value_width, u32 form) {        \
+        grid_dependency_synchronize();                                                                                      \
         Heads h{key_heads, heads, key_width, value_width};                                                            \
         scan<padded>(batch, workspace, operators, states, output, h, form, Conv{input, nullptr, 0, conv_states});           \
     }
@@ -445,10 +446,12 @@ static __device__ __forceinline__ void find_seeds(const u32* batch, float* opera
 #define KDA_SPLITS(operators_name, seeds_name, padded)                                                              \
     extern "C" __global__ void __launch_bounds__(MOST_WARPS * 32, 1) operators_name(                                  \
         const u32* batch, const u8* workspace, float* operators, u32 heads, u32 key_width, u32 value_width) {         \
+        grid_dependency_synchronize();                                                                                \
         find_operators<padded>(batch, workspace, operators, Heads{heads, heads, key_width, value_width});             \
     }                                                                                                                 \
     extern "C" __global__ void __launch_bounds__(128) seeds_name(                                                     \
         const u32* batch, float* operators, const float* states, u32 heads, u32 key_width, u32 value_width) {         \
+        grid_dependency_synchronize();                                                                                \
         find_seeds<padded>(batch, operators, states, Heads{heads, heads, key_width, value_width});                    \
     }
 

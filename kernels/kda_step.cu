@@ -393,6 +393,7 @@ static __device__ __forceinline__ void step(
 extern "C" __global__ void __launch_bounds__(STEP_THREADS, 2) kda_step(
     const u32* batch, const bf16* qkv, const float* gates, const float* beta, float* states, bf16* output,
     u32 key_heads, u32 heads, u32 key_width, u32 value_width, u32 form) {
+    grid_dependency_synchronize();
     step(PlainStep{qkv, gates, beta}, batch, states, output, Heads{key_heads, heads, key_width, value_width}, form);
 }
 ENTRY(kda_step)
@@ -414,6 +415,7 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 2) kda_decode(
     const void* a_log, u32 a_log_format, const void* dt_bias, u32 dt_bias_format, const bf16* gate,
     const void* norm, u32 norm_format, float eps, float* states, bf16* output, u32 heads, u32 key_width,
     u32 value_width) {
+    grid_dependency_synchronize();
     Heads h{heads, heads, key_width, value_width};
     FusedStep from{Conv{input, weight, format, conv_states},
                    Gates{decay, write, a_log, dt_bias, a_log_format, dt_bias_format}, gate, norm, norm_format, eps};
@@ -430,6 +432,7 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 2) kda_decode_project
     const bf16* decay_up, const bf16* write, const void* a_log, u32 a_log_format, const void* dt_bias, u32 dt_bias_format,
     const bf16* gate_rank, const bf16* gate_up, u32 rank, const void* norm, u32 norm_format, float eps, float* states,
     bf16* output, u32 heads, u32 key_width, u32 value_width) {
+    grid_dependency_synchronize();
     Heads h{heads, heads, key_width, value_width};
     FusedStep fused{Conv{input, weight, format, conv_states},
                     Gates{nullptr, write, a_log, dt_bias, a_log_format, dt_bias_format}, nullptr, norm, norm_format, eps};

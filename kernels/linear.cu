@@ -20,6 +20,7 @@
 extern "C" __global__ void __launch_bounds__(256) linear(
     const u32* batch, u32 counted, const bf16* input, const void* weight, u32 format, void* output, u32 full, u32 columns,
     u32 outputs, u32 first_output, u32 width) {
+    grid_dependency_synchronize();
     u32 n = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
     u32 first = blockIdx.y * TOGETHER, rows = batch[counted];
     if (n >= outputs || first >= rows) return;
@@ -187,6 +188,7 @@ static __device__ __forceinline__ void few(
 #define LINEAR_FEW(name, tiles)                                                                                       \
     extern "C" __global__ void __launch_bounds__(FEW_WARPS * 32, 1) name(                                             \
         const u32* batch, u32 kind, u32 full, PRODUCT(0), PRODUCT(1), PRODUCT(2), PRODUCT(3)) {                       \
+        grid_dependency_synchronize();                                                                                \
         u32 block = blockIdx.x;                                                                                       \
         Product own = {input0, weight0, output0, columns0, outputs0};                                                 \
         own = next_product(block, own, {input1, weight1, output1, columns1, outputs1});                               \
@@ -212,6 +214,7 @@ ENTRY(linear_few_64)
 extern "C" __global__ void __launch_bounds__(FEW_WARPS * 32, 1) linear_few_blocks(
     const u32* batch, u32 kind, const bf16* input, const void* weight, u32 format, void* output, u32 full, u32 columns,
     u32 outputs, u32 first_output, u32 width) {
+    grid_dependency_synchronize();
     auto load = [&](u32 n, u32 k) {
         if (n == NONE || k >= columns) return make_uint4(0, 0, 0, 0);
         Codes x = eight_of_blocks(weight, format, (u64)n * columns + k);
@@ -227,6 +230,7 @@ ENTRY(linear_few_blocks)
 extern "C" __global__ void __launch_bounds__(128, 2) linear_many_blocks(
     const u32* batch, const bf16* input, const void* weight, u32 format, void* output, u32 full, u32 columns, u32 outputs,
     u32 first_output, u32 width) {
+    grid_dependency_synchronize();
     u32 several = batch[SEVERAL_ROWS], first = blockIdx.y * TILE_ROWS, column = blockIdx.x * TILE_COLUMNS;
     if (first >= several) return;
     u32 rows = min(several - first, (u32)TILE_ROWS);

@@ -36,6 +36,7 @@ static __device__ __forceinline__ void append(
     extern "C" __global__ void __launch_bounds__(128) name(                                                           \
         const u32* batch, const bf16* input, const void* weight, u32 format, Latent* latents, u32 latent, u32 rope,   \
         u32 block_tokens, float eps) {                                                                                \
+        grid_dependency_synchronize();                                                                                \
         SHARED(float, scratch, 32);                                                                                   \
         append(batch, input, weight, format, latents, latent, rope, block_tokens, eps, scratch);                      \
     }

@@ -110,6 +110,7 @@ static __device__ __forceinline__ void absorb(
 extern "C" __global__ void __launch_bounds__(256) mla_absorb(
     const u32* batch, u32 single, u32 rows, const bf16* query, const void* kv_b, u32 format, float* absorbed,
     u32 heads, u32 latent, u32 nope, u32 rope, u32 value) {
+    grid_dependency_synchronize();
     SHARED(float, q, ROWS * MOST_NOPE);
     SHARED(float, sums, ABSORB_GROUPS * ROWS * 128);
     if (format == FORMAT_BF16 && latent % 8 == 0) {
@@ -385,6 +386,7 @@ static __device__ __forceinline__ void attend(
     extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) name(                                                 \
         const u32* batch, u32 single, const bf16* query, const float* absorbed, const Latent* latents, float* parts,  \
         u32 heads, u32 latent, u32 nope, u32 rope, u32 value, u32 block_tokens) {                                     \
+        grid_dependency_synchronize();                                                                                \
         Attention a{heads, latent, nope, rope, value, block_tokens};                                                  \
         attend<published>(batch, single, query, absorbed, latents, parts, a);                                         \
     }
@@ -593,6 +595,7 @@ static __device__ __forceinline__ void merge(
 extern "C" __global__ void __launch_bounds__(MERGE_WARPS * 32) mla_merge(
     const u32* batch, u32 single, u32 rows, const float* parts, const void* kv_b, u32 format, bf16* output,
     u32 heads, u32 latent, u32 nope, u32 value) {
+    grid_dependency_synchronize();
     SHARED(float, factors, ROWS * MOST_SPANS);
     SHARED(float, sums, ROWS * MERGE_GROUPS * MOST_LATENT);
     SHARED(float, context, ROWS * MOST_LATENT);

@@ -52,6 +52,7 @@ static __device__ __forceinline__ void gather(
 #define MLA_GATHER(name, Latent)                                                                                      \
     extern "C" __global__ void __launch_bounds__(64) name(                                                            \
         const u32* batch, u32 number, const Latent* latents, bf16* gathered, u32 latent, u32 rope, u32 block_tokens) { \
+        grid_dependency_synchronize();                                                                                 \
         gather(batch, number, latents, gathered, latent, rope, block_tokens);                                         \
     }
 
@@ -144,6 +145,7 @@ static __device__ __forceinline__ void images(
     extern "C" __global__ void __launch_bounds__(128) name(                                                           \
         const u32* batch, u32 number, const float* rows, const Latent* latents, bf16* out, u32 heads, u32 latent,     \
         u32 nope, u32 rope, u32 value, u32 block_tokens) {                                                            \
+        grid_dependency_synchronize();                                                                                \
         Attention a{heads, latent, nope, rope, value, block_tokens};                                                  \
         images<key, value_width>(batch, number, rows, latents, out, a);                                               \
     }
@@ -390,6 +392,7 @@ static __device__ __forceinline__ void attend(
     extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) name(                                                 \
         const u32* batch, u32 number, const bf16* query, const bf16* in, bf16* output, float* marks, float* partial,  \
         u32 heads, u32 nope, u32 rope, u32 value) {                                                                   \
+        grid_dependency_synchronize();                                                                                \
         Attention a{heads, 0, nope, rope, value, 1};                                                                  \
         attend<key, value_width>(batch, number, query, in, output, marks, partial, a);                                \
     }

@@ -14,6 +14,7 @@
 extern "C" __global__ void __launch_bounds__(256) rms_norm(
     const u32* batch, u32 kind, u32 gather, const bf16* input, const void* weight, u32 format, bf16* output, u32 width,
     float eps) {
+    grid_dependency_synchronize();
     SHARED(float, scratch, 32);
     u32 r = blockIdx.x;
     if (r >= batch[kind]) return;

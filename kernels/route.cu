@@ -121,6 +121,7 @@ static __device__ __forceinline__ float score_of_one(const bf16* input, const vo
 //   scores  [T, experts] f32
 extern "C" __global__ void __launch_bounds__(256, 2) route_scores(
     const u32* batch, const bf16* input, const void* weight, u32 format, float* scores, u32 width, u32 experts, u32 all) {
+    grid_dependency_synchronize();
     u32 expert = blockIdx.x * 8 + threadIdx.x / 32, first = blockIdx.y * TOGETHER;
     Listed listed(batch, all);
     if (expert >= experts || first >= listed.count) return;
@@ -254,6 +255,7 @@ static __device__ __forceinline__ void choose(
 extern "C" __global__ void __launch_bounds__(32) route_choose(
     const u32* batch, const float* scores, const void* bias, u32 format, u32* ids, float* weights, u32 experts, u32 top_k,
     u32 groups, u32 top_groups, u32 renormalize, float scale) {
+    grid_dependency_synchronize();
     u64 t = blockIdx.x;
     if (t >= batch[TOKENS]) return;
     choose(
@@ -272,6 +274,7 @@ ENTRY(route_choose)
 extern "C" __global__ void __launch_bounds__(64) route_one(
     const bf16* input, const void* weight, u32 format, float* scores, u32* finished, const void* bias, u32 bias_format,
     u32* ids, float* weights, u32 width, u32 experts, u32 top_k, u32 groups, u32 top_groups, u32 renormalize, float scale) {
+    grid_dependency_synchronize();
     SHARED(u32, last, 1);
     u32 expert = blockIdx.x * 2 + threadIdx.x / 32;
     if (expert < experts) {

@@ -155,6 +155,7 @@ static __device__ Cut cut_of(const Row& row, const u64* cells, u32 greatest, u64
 //   changed   [changed draws, vocabulary] f32, written
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample_change(
     const u32* batch, const float* logits, float* changed, u32 vocabulary, u32 slice) {
+    grid_dependency_synchronize();
     if (blockIdx.y >= batch[DRAWS]) return;
     Row row = row_of(batch, blockIdx.y, logits, nullptr, vocabulary);
     if (row.draw[DRAW_CHANGED] == NONE) return;
@@ -181,6 +182,7 @@ ENTRY(sample_change)
 //   cells     [draws, 2, 4, 256] u64, set to 0
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample_best(
     const u32* batch, const float* logits, const float* changed, u64* best, u64* cells, u32 vocabulary, u32 slice) {
+    grid_dependency_synchronize();
     SHARED(u64, scratch, 32);
     if (blockIdx.y >= batch[DRAWS]) return;
     Row row = row_of(batch, blockIdx.y, logits, changed, vocabulary);
@@ -205,6 +207,7 @@ ENTRY(sample_best)
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample_narrow(
     const u32* batch, const float* logits, const float* changed, const u64* best, u64* cells, u32 vocabulary, u32 slice,
     u32 by_weight, u32 level) {
+    grid_dependency_synchronize();
     SHARED(u64, scratch, SAMPLE_THREADS + 2);
     SHARED(u64, counts, 256);
     if (blockIdx.y >= batch[DRAWS]) return;
@@ -246,6 +249,7 @@ ENTRY(sample_narrow)
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample_sum(
     const u32* batch, const float* logits, const float* changed, const u64* best, const u64* cells, u64* sums, u32 vocabulary,
     u32 slice) {
+    grid_dependency_synchronize();
     SHARED(u64, scratch, SAMPLE_THREADS + 2);
     if (blockIdx.y >= batch[DRAWS]) return;
     Row row = row_of(batch, blockIdx.y, logits, changed, vocabulary);
@@ -287,6 +291,7 @@ static __device__ __forceinline__ void put_best(const Row& row, const float* log
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample_draw(
     const u32* batch, const float* logits, const float* changed, const u64* best, const u64* cells, const u64* sums, u32* drawn,
     u32 vocabulary, u32 slice, u32 slices) {
+    grid_dependency_synchronize();
     SHARED(u64, scratch, SAMPLE_THREADS + 2);
     SHARED(u64, crossing, 3);
     u32 draw = blockIdx.x;

@@ -18,6 +18,7 @@
 //   sums      [O, slices, 4] f32: greatest, sum of exponentials, 1 if all are finite, unused
 extern "C" __global__ void __launch_bounds__(SELECT_THREADS) select_slices(
     const u32* batch, const float* logits, u64* ranks, float* sums, u32 vocabulary, u32 candidates) {
+    grid_dependency_synchronize();
     SHARED(float, scratch, 32);
     SHARED(u64, best_scratch, 32);
     u32 row = blockIdx.y, slices = gridDim.x;
@@ -73,6 +74,7 @@ ENTRY(select_slices)
 extern "C" __global__ void __launch_bounds__(SELECT_THREADS) select_merge(
     const u32* batch, const float* logits, u64* ranks, const float* sums, u32* choices, u32 vocabulary, u32 candidates,
     u32 slices) {
+    grid_dependency_synchronize();
     SHARED(float, scratch, 32);
     SHARED(u64, best_scratch, 32);
     u32 row = blockIdx.x;

@@ -23,6 +23,7 @@ static __device__ __forceinline__ float before(
 extern "C" __global__ void __launch_bounds__(256) short_conv(
     const u32* batch, const bf16* input, const void* weight, u32 format, const float* conv_states, bf16* output, u32 channels,
     u32 taps) {
+    grid_dependency_synchronize();
     u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
     if (i >= (u64)batch[TOKENS] * channels) return;
     u32 row = (u32)(i / channels), c = (u32)(i % channels);
@@ -47,6 +48,7 @@ ENTRY(short_conv)
 //   conv_states  [slots, channels, taps - 1] f32
 extern "C" __global__ void __launch_bounds__(256) short_conv_states(
     const u32* batch, const bf16* input, float* conv_states, u32 channels, u32 taps) {
+    grid_dependency_synchronize();
     u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
     if (i >= (u64)batch[SEGMENTS] * channels) return;
     u32 segment = (u32)(i / channels), c = (u32)(i % channels), kept = taps - 1;

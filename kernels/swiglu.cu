@@ -9,6 +9,7 @@
 //   output  [.., width] bf16
 extern "C" __global__ void __launch_bounds__(256) swiglu(
     const u32* batch, u32 kind, const bf16* input, bf16* output, u32 width) {
+    grid_dependency_synchronize();
     u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
     if (i >= (u64)batch[kind] * width) return;
     u64 row = i / width, column = i % width;

@@ -11,6 +11,7 @@
 extern "C" __global__ void __launch_bounds__(128) trace_attention_absorb(
     const u32* batch, const bf16* query, const void* kv_b, u32 format, float* absorbed, u32 heads, u32 head, u32 nope,
     u32 rope, u32 value, u32 latent) {
+    grid_dependency_synchronize();
     u32 row = blockIdx.x;
     if (row >= batch[TOKENS]) return;
     query += ((u64)row * heads + head) * (nope + rope);
@@ -79,6 +80,7 @@ static __device__ __forceinline__ void score_span(
     extern "C" __global__ void __launch_bounds__(128) name(                                                           \
         const u32* batch, const bf16* query, const float* absorbed, const Latent* latents, float* output,             \
         float* spans, u32 heads, u32 head, u32 nope, u32 rope, u32 latent, u32 block_tokens, u32 positions) {            \
+        grid_dependency_synchronize();                                                                                   \
         SHARED(float, scratch, 32);                                                                                   \
         SHARED(float, scores, SPAN);                                                                                  \
         score_span(                                                                                                   \
@@ -100,6 +102,7 @@ ENTRY(trace_attention_score_f32)
 //   spans   [T, ceil(positions / SPAN), 2] f32
 extern "C" __global__ void __launch_bounds__(128) trace_attention_weigh(
     const u32* batch, float* output, const float* spans, u32 positions) {
+    grid_dependency_synchronize();
     SHARED(float, scratch, 32);
     u32 row = blockIdx.y, position = blockIdx.x * SPAN + threadIdx.x;
     if (row >= batch[TOKENS]) return;

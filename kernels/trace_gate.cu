@@ -9,6 +9,7 @@
 //   output  [T, layers, heads] f32
 extern "C" __global__ void __launch_bounds__(256) trace_gate(
     const u32* batch, const bf16* gate, float* output, u32 heads, u32 width, u32 layer, u32 layers) {
+    grid_dependency_synchronize();
     u64 head = (u64)blockIdx.x * 8 + threadIdx.x / 32;
     u32 lane = threadIdx.x % 32;
     if (head >= (u64)batch[TOKENS] * heads) return;

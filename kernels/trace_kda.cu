@@ -18,6 +18,7 @@
 extern "C" __global__ void __launch_bounds__(128) trace_kda(
     const u32* batch, const bf16* qkv, const float* gates, const float* beta, const float* states, float* output,
     u32 key_heads, u32 heads, u32 key_width, u32 value_width, u32 layer, u32 layers) {
+    grid_dependency_synchronize();
     SHARED(float, scratch, 32);
     float* keys = (float*)dynamic_shared();
     float* decays = keys + key_width;

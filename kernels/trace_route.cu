@@ -9,6 +9,7 @@
 //   output   [T, layers, 2, top] f32: experts, then weights
 extern "C" __global__ void __launch_bounds__(32) trace_route(
     const u32* batch, const u32* experts, const float* weights, float* output, u32 top, u32 layer, u32 layers) {
+    grid_dependency_synchronize();
     u32 row = blockIdx.x;
     if (row >= batch[TOKENS]) return;
     bool single = segment_word(batch, owner(batch, row), LENGTH) == 1;

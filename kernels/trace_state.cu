@@ -9,6 +9,7 @@
 //   output  [T, size] f32
 extern "C" __global__ void __launch_bounds__(256) trace_state(
     const u32* batch, const float* states, float* output, u32 heads, u32 head, u32 size) {
+    grid_dependency_synchronize();
     u32 row = blockIdx.y, at = blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= batch[TOKENS] || at >= size) return;
     u32 segment = owner(batch, row);

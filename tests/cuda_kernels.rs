@@ -1,5 +1,5 @@
 //! Every CUDA kernel compiles without a GPU: with NVRTC to PTX, as at run time, then with ptxas to machine code (cubin) for
-//! sm_90a. The resources of each are in `docs/kernels.md`, and no kernel may spill registers.
+//! sm_90a. The resources of each are in `docs/kernels.md`, no kernel may spill registers, and each waits first.
 //!
 //! `make install-cuda-compiler` downloads NVRTC and ptxas; `KIMI_BLESS=1` writes the table again. PTX, cubins and ptxas's
 //! output are kept in `target/cuda/kernels`, with the names that the program looks for, which depend on the source; a file
@@ -106,6 +106,29 @@ fn resources(file: &'static str, printed: &str) -> Vec<Entry> {
     found
 }
 
+/// Checks that every entry point waits for the kernels before it (`grid_dependency_synchronize`) ahead of any access to memory
+/// but its parameters: it may start before they have ended.
+fn waits_first(file: &str, ptx: &str) {
+    for entry in ptx.split(".entry ").skip(1) {
+        let name = entry.split('(').next().unwrap();
+        let before = entry.split("griddepcontrol.wait").next().unwrap();
+        assert!(before.len() < entry.len(), "{file}: {name} never waits");
+        let accesses = [
+            "ld.", "st.", "ldu.", "atom.", "red.", "cp.", "prefetch", "call",
+        ];
+        for line in before.lines() {
+            // Without its predicate.
+            let mut words = line.split_whitespace();
+            let instruction = words.find(|word| !word.starts_with('@')).unwrap_or("");
+            let is_access = accesses.iter().any(|start| instruction.starts_with(start));
+            assert!(
+                !is_access || instruction.starts_with("ld.param."),
+                "{file}: {name} does this before it waits: {line}"
+            );
+        }
+    }
+}
+
 fn compiled() -> Vec<Entry> {
     let folder = root().join("target/cuda/kernels");
     std::fs::create_dir_all(&folder).unwrap();
@@ -127,7 +150,9 @@ fn compiled() -> Vec<Entry> {
     let files: Vec<_> = KERNELS.iter().zip(&names).collect();
     let resources = files.into_par_iter().map(|((file, text), name)| {
         let code = folder.join(name).with_extension("ptx");
-        resources(file, &assemble(file, text, &code))
+        let found = resources(file, &assemble(file, text, &code));
+        waits_first(file, &std::fs::read_to_string(&code).unwrap());
+        found
     });
     resources.flatten_iter().collect()
 }

@@ -10,7 +10,10 @@ from collections import defaultdict
 
 from results import LINE, ended_without, read
 
-HEADLINES = ("decode-4k", "batch64-4k", "decode-128k", "prefill-8k", "prefill-128k", "prefill-128k-again", "wgpu-decode-4k")
+HEADLINES = (
+    "decode-4k", "decode-4k-early-off", "decode-4k-again", "batch64-4k", "decode-128k", "prefill-8k", "prefill-128k",
+    "prefill-128k-again", "wgpu-decode-4k",
+)
 # Maximum number of kernels of a profile that are shown, the slowest first.
 SHOWN = 10
 # Checkers whose findings can be trusted: this compute-sanitizer (2025.3) only partly tracks bulk copies and their barriers.
@@ -154,7 +157,7 @@ def checkers(visit):
 
 def attempts(visit):
     """The results of each failed case that the second call ran in other ways."""
-    ways = ("graphs-off", "blocking", "PTX")
+    ways = ("graphs-off", "early-off", "blocking", "PTX")
     of_cases = defaultdict(list)
     for step in visit.steps:
         way, _, case = step.name.partition(": ")

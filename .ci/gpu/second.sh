@@ -28,13 +28,15 @@ attempts() {
     done
 }
 
-# One failed case of each operation, six at most: without graphs, waiting for each launch, with code that the driver compiles
+# One failed case of each operation, six at most: without graphs, with kernels that start when those in front of them have
+# ended, waiting for each launch, with code that the driver compiles
 # from PTX instead of ptxas's, and with the checkers.
 isolate() {
     local failed=() number checker
     within 110
     mapfile -t failed < <(python3 "$gpu/summary.py" failed "$work" "$pack")
     attempts graphs-off KIMI_LINEAR_GRAPHS=0
+    attempts early-off KIMI_LINEAR_PDL=0
     attempts blocking CUDA_LAUNCH_BLOCKING=1
     attempts PTX "KIMI_LINEAR_KERNELS=$work/ptx"
     for checker in memcheck racecheck; do
@@ -51,6 +53,14 @@ sections() {
     profiled "prefill, sections" 50 prefill.txt "${common[@]}" -k 'regex:kda_prepare|kda_scan|mla_prefill|experts_many|route_scores' \
         -c 10 -- --prefill "$prompt"
     profiled "decode, sections" 40 decode.txt "${common[@]}" -k 'regex:kda_decode|experts_few|mla_|linear_few' -c 14 -- --context "$short"
+}
+
+# What kernels gain that start before those in front of them have ended: the first headline without and with them.
+early() {
+    ours=(env KIMI_LINEAR_PDL=0 "LD_LIBRARY_PATH=$libraries" "$program")
+    headline decode-4k-early-off 30 --backend "$backend" --context "$short"
+    ours=(env "LD_LIBRARY_PATH=$libraries" "$program")
+    headline decode-4k-again 30 --backend "$backend" --context "$short"
 }
 
 # number: the index of the GPU among wgpu's adapters, with these environment variables; empty if it is not found.
@@ -111,6 +121,8 @@ races() {
 isolate
 keep
 sections
+keep
+early
 keep
 vulkan
 keep

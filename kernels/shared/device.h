@@ -12,6 +12,13 @@ static __device__ __forceinline__ u8* dynamic_shared() {
     return dynamic_shared_bytes;
 }
 
+// Programmatic dependent launch: waits until the kernels before have ended and their writes are visible, then lets blocks of
+// the next kernel start beside those of this one, as soon as all of these have started. After a launch without the attribute
+// it does nothing.
+static __device__ __forceinline__ void grid_dependency_synchronize() {
+    asm volatile("griddepcontrol.wait; griddepcontrol.launch_dependents;" ::: "memory");
+}
+
 static __device__ __forceinline__ u32 shared_address(const void* shared) {
     return (u32)__cvta_generic_to_shared(shared);
 }

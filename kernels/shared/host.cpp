@@ -236,6 +236,7 @@ static void yield() {
 
 static void first_step() {
     own->entry->call(own->arguments);
+    if (!running->synchronised) fail("a thread ends without grid_dependency_synchronize");
     running->ended = true;
     yield();
 }
@@ -531,7 +532,7 @@ static void run_block(u32 threads) {
     m.phases.clear();
     u32 warps = threads / 32;
     for (u32 i = 0; i < threads; i++) {
-        m.fibers[i] = {nullptr, {i, 0, 0}, i % 32, i / 32, nullptr, -1, false};
+        m.fibers[i] = {nullptr, {i, 0, 0}, i % 32, i / 32, nullptr, -1, false, false};
         prepare(&m.fibers[i].stack_pointer, m.stacks[i], first_step);
         m.copies[i].clear();
         m.groups[i] = 0;

@@ -42,6 +42,8 @@ struct Fiber {
     const char* waits;
     int barrier;
     bool ended;
+    // Whether it has called `grid_dependency_synchronize`.
+    bool synchronised;
 };
 
 // Lanes that execute one instruction together. They store pointers to their operands, which are on their stacks.
@@ -157,6 +159,9 @@ struct Typed<kernel> {
 #define blockIdx (machine::block.index)
 #define blockDim (machine::block.size)
 #define gridDim (machine::block.grid)
+
+// Kernels run one after the other here: there is nothing to wait for, but every thread must ask.
+inline void grid_dependency_synchronize() { machine::running->synchronised = true; }
 
 inline u8* dynamic_shared() { return machine::dynamic_memory(); }
 

@@ -7,7 +7,8 @@
 //   - shared memory is `SHARED(type, name, count)` or `dynamic_shared()`, whose size is set by the launch; none of it is
 //     defined before it is written, and no thread sees another's writes before a barrier;
 //   - no result may depend on the order in which threads run between barriers: no floating-point atomics;
-//   - each entry point is `extern "C" __global__` and named at the file's end by `ENTRY(name)`.
+//   - each entry point is `extern "C" __global__` and named at the file's end by `ENTRY(name)`;
+//   - its first statement is `grid_dependency_synchronize()`: it may start before the kernels in front of it have ended.
 #pragma once
 
 typedef unsigned char u8;

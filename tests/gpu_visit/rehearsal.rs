@@ -166,7 +166,7 @@ pub(crate) fn names_what_is_planted() {
 
     // The second call repeated each in other ways, and all of them found the planted bug.
     for (word, name) in [("DIED", CRASH), ("HANG", HANG), ("FAIL", WRONG)] {
-        let all = format!(": graphs-off {word}, blocking {word}, PTX {word}");
+        let all = format!(": graphs-off {word}, early-off {word}, blocking {word}, PTX {word}");
         assert!(has(&summary, name, &all), "{summary}");
     }
     let doubtful = "doubtful where a kernel copies in bulk";

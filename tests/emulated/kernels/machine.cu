@@ -3,6 +3,7 @@
 
 // c[16, 8] = a[16, 16] b[8, 16]^T: copies, ldmatrix, mma, one warp.
 extern "C" __global__ void try_product(const bf16* a, const bf16* b, float* c) {
+    grid_dependency_synchronize();
     bf16* tile = (bf16*)dynamic_shared();
     u32 lane = threadIdx.x;
     copy_async(tile + 8 * lane, a + 8 * lane);
@@ -21,6 +22,7 @@ ENTRY(try_product)
 
 // The same with b given as [16, 8], transposed by ldmatrix.
 extern "C" __global__ void try_product_transposed(const bf16* a, const bf16* b, float* c) {
+    grid_dependency_synchronize();
     bf16* tile = (bf16*)dynamic_shared();
     u32 lane = threadIdx.x;
     for (u32 i = lane; i < 256; i += 32) tile[i] = a[i];
@@ -37,6 +39,7 @@ ENTRY(try_product_transposed)
 
 // c[16, 8] = a[16, 16] b[8, 16]^T in f16, directly from memory.
 extern "C" __global__ void try_product_f16(const float* a, const float* b, float* c) {
+    grid_dependency_synchronize();
     u32 g = threadIdx.x / 4, t = threadIdx.x % 4 * 2, left[4], right[2];
     for (u32 i = 0; i < 4; i++) {
         const float* at = a + (g + i % 2 * 8) * 16 + t + i / 2 * 8;
@@ -51,6 +54,7 @@ ENTRY(try_product_f16)
 
 // c[16, 8] = a[16, 8] b[8, 8]^T in tf32, directly from memory.
 extern "C" __global__ void try_product_tf32(const float* a, const float* b, float* c) {
+    grid_dependency_synchronize();
     u32 g = threadIdx.x / 4, t = threadIdx.x % 4;
     u32 left[4], right[2];
     for (u32 i = 0; i < 4; i++) left[i] = narrow_tf32(a[(g + i % 2 * 8) * 8 + t + i / 2 * 4]);
@@ -63,6 +67,7 @@ ENTRY(try_product_tf32)
 
 // Two halves of a block exchange numbers with named barriers: out[i] = i + 1.
 extern "C" __global__ void try_named_barriers(float* out) {
+    grid_dependency_synchronize();
     SHARED(float, slot, 32);
     u32 lane = threadIdx.x % 32;
     if (threadIdx.x < 32) {
@@ -77,6 +82,7 @@ ENTRY(try_named_barriers)
 
 // Faulty: reads what another warp writes, without a barrier between.
 extern "C" __global__ void fault_race(float* out) {
+    grid_dependency_synchronize();
     SHARED(float, slot, 64);
     slot[threadIdx.x] = (float)threadIdx.x;
     out[threadIdx.x] = slot[63 - threadIdx.x];
@@ -85,6 +91,7 @@ ENTRY(fault_race)
 
 // Faulty: reads a copy before it waits.
 extern "C" __global__ void fault_early(const float* from, float* out) {
+    grid_dependency_synchronize();
     float* slot = (float*)dynamic_shared();
     copy_async(slot + 4 * threadIdx.x, from + 4 * threadIdx.x);
     copy_async_commit();
@@ -94,13 +101,19 @@ ENTRY(fault_early)
 
 // Faulty: reads shared memory that was not written.
 extern "C" __global__ void fault_unwritten(float* out) {
+    grid_dependency_synchronize();
     SHARED(float, slot, 32);
     out[threadIdx.x] = slot[threadIdx.x];
 }
 ENTRY(fault_unwritten)
 
+// Faulty: reads without waiting for the kernels before.
+extern "C" __global__ void fault_unsynchronised(const float* from, float* out) { out[threadIdx.x] = from[threadIdx.x]; }
+ENTRY(fault_unsynchronised)
+
 // Faulty: a barrier for more threads than arrive.
 extern "C" __global__ void fault_stuck(float* out) {
+    grid_dependency_synchronize();
     if (threadIdx.x < 32) named_barrier(1, 64);
     out[threadIdx.x] = 0.0f;
 }
@@ -108,6 +121,7 @@ ENTRY(fault_stuck)
 
 // Faulty: half of a warp shuffles, the other half votes.
 extern "C" __global__ void fault_parted(float* out) {
+    grid_dependency_synchronize();
     float x = 1.0f;
     if (threadIdx.x < 16) {
         x = __shfl_xor_sync(EVERY_LANE, x, 1);
@@ -120,6 +134,7 @@ ENTRY(fault_parted)
 
 // Faulty: 16 bytes at an address of 4.
 extern "C" __global__ void fault_misaligned(const float* from, float* out) {
+    grid_dependency_synchronize();
     float4 four = *(const float4*)(from + 1);
     out[threadIdx.x] = four.x;
 }
@@ -127,6 +142,7 @@ ENTRY(fault_misaligned)
 
 // Faulty: one element beyond the shared memory of the launch.
 extern "C" __global__ void fault_beyond(float* out) {
+    grid_dependency_synchronize();
     float* slot = (float*)dynamic_shared();
     slot[threadIdx.x + 1] = 1.0f;
     out[threadIdx.x] = 0.0f;
@@ -135,6 +151,7 @@ ENTRY(fault_beyond)
 
 // Faulty: one element before it.
 extern "C" __global__ void fault_before(float* out) {
+    grid_dependency_synchronize();
     float* slot = (float*)dynamic_shared();
     slot[(int)threadIdx.x - 1] = 1.0f;
     out[threadIdx.x] = 0.0f;
@@ -143,6 +160,7 @@ ENTRY(fault_before)
 
 // Faulty: writes outside of one array of several.
 extern "C" __global__ void fault_beside(float* out) {
+    grid_dependency_synchronize();
     SHARED(float, first, 31);
     SHARED(float, second, 32);
     first[threadIdx.x] = 1.0f;
@@ -153,6 +171,7 @@ ENTRY(fault_beside)
 
 // Three runs of 512 bytes through one stage, by the copy engine: out[n][i] = from[n][i] + 1. Two warps read each.
 extern "C" __global__ void try_bulk(const float* from, float* out) {
+    grid_dependency_synchronize();
     SHARED(u64, full, 1);
     SHARED(u64, empty, 1);
     float* stage = (float*)dynamic_shared();
@@ -180,6 +199,7 @@ ENTRY(try_bulk)
 
 // Four matrices transposed by a load and by a store: out = from, [4][8][8] halves.
 extern "C" __global__ void try_turned(const bf16* from, bf16* out) {
+    grid_dependency_synchronize();
     bf16* tile = (bf16*)dynamic_shared();
     u32 lane = threadIdx.x;
     for (u32 i = lane; i < 256; i += 32) tile[i] = from[i];
@@ -194,6 +214,7 @@ ENTRY(try_turned)
 
 // One thread's copy of `bytes` to `shared`, announced as `announced`; then all threads wait.
 static __device__ void bulk(void* shared, const float* from, u32 bytes, u32 announced, bool waits) {
+    grid_dependency_synchronize();
     SHARED(u64, full, 1);
     if (threadIdx.x == 0) {
         phase_init(full, 1);
@@ -206,6 +227,7 @@ static __device__ void bulk(void* shared, const float* from, u32 bytes, u32 anno
 
 // Faulty: reads a bulk copy before it waits.
 extern "C" __global__ void fault_bulk_early(const float* from, float* out) {
+    grid_dependency_synchronize();
     SHARED(u64, full, 1);
     const float* slot = (const float*)dynamic_shared();
     if (threadIdx.x == 0) {
@@ -238,6 +260,7 @@ ENTRY(fault_bulk_left)
 
 // Faulty: waits at a barrier that was not initialised.
 extern "C" __global__ void fault_unmade(float* out) {
+    grid_dependency_synchronize();
     SHARED(u64, full, 1);
     phase_wait(full, 0);
     out[threadIdx.x] = 0.0f;
@@ -246,6 +269,7 @@ ENTRY(fault_unmade)
 
 // sigmoid, silu and softplus of 4,096 numbers: out[3][4096].
 extern "C" __global__ void try_near(const float* from, float* out) {
+    grid_dependency_synchronize();
     for (u32 i = threadIdx.x; i < 4096; i += 256) {
         float x = from[i];
         out[i] = sigmoid(x);

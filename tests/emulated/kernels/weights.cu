@@ -6,6 +6,7 @@
 //   weight  [count] of the format, in rows of `columns`
 //   output  [2, count] f32
 extern "C" __global__ void try_weights(const void* weight, u32 format, float* output, u32 columns, u32 count) {
+    grid_dependency_synchronize();
     for (u32 i = 8 * threadIdx.x; i < count; i += 8 * 32) {
         float x[8];
         weights_at(weight, format, i, columns, i % columns, x);

@@ -245,6 +245,13 @@ fn faults_are_reported_and_the_machine_continues() {
         &[&out],
         "wait at different instructions",
     );
+    reported(
+        "fault_unsynchronised",
+        32,
+        0,
+        &[&out, &out],
+        "ends without grid_dependency_synchronize",
+    );
     reported("fault_misaligned", 32, 0, &[&out, &out], "misaligned");
     reported("fault_beyond", 32, 128, &[&out], "access outside");
     reported(

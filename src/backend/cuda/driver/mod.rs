@@ -1,14 +1,16 @@
 //! NVIDIA's driver as a [`Machine`]: one context and one stream of one GPU.
 //!
 //! The libraries are opened at run time; a missing one is reported with a message. Contexts, streams, events, memory,
-//! modules, launches and graphs use cudarc's safe layer; functions that it does not have, or has in another form (cuBLASLt
-//! with an algorithm that we select), are called directly. All of the `unsafe` for this is in this folder. It is sound
-//! because everything runs in the order of one stream; memory that the device reads or writes is either device memory, freed
-//! in that order, or pinned and kept until an event shows that the device has finished with it.
+//! modules and graphs use cudarc's safe layer; functions that it does not have, or has in another form (cuBLASLt with an
+//! algorithm that we select, launches with an attribute), are called directly. All of the `unsafe` for this is in this
+//! folder. It is sound because everything runs in the order of one stream, where a kernel that starts early waits before it
+//! touches memory; memory that the device reads or writes is either device memory, freed in that order, or pinned and kept
+//! until an event shows that the device has finished with it.
 #![allow(unsafe_code)]
 
 pub mod compile;
 mod graphs;
+mod launch;
 mod loader;
 mod memory;
 mod modules;

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
 use cudarc::driver::sys;
-use cudarc::driver::{CudaEvent, CudaGraph, CudaStream, LaunchConfig, PushKernelArg};
+use cudarc::driver::{CudaEvent, CudaGraph, CudaStream};
 
 use super::graphs::{Graphs, Runner};
+use super::launch::{early_launches_wanted, launch, with_early};
 use super::memory::{self, DeviceMemory};
 use super::modules::Functions;
 use super::product::Products;
@@ -23,6 +24,8 @@ struct Queue {
     stream: Arc<CudaStream>,
     functions: Functions,
     products: Products,
+    /// Whether kernels may start before those in front of them have ended.
+    early: bool,
 }
 
 pub(super) struct State {
@@ -52,6 +55,7 @@ impl State {
                 stream: Arc::clone(stream),
                 products: Products::new(stream)?,
                 functions: Functions::load(stream.context(), capability, driver)?,
+                early: early_launches_wanted(),
             },
         })
     }
@@ -103,7 +107,8 @@ impl State {
                         let event = self.queue.mark(true)?;
                         pending.marks.push((*operation, event));
                     }
-                    self.queue.command(command)?;
+                    // An event stands between it and the kernel before, or may: it starts when that has ended.
+                    self.queue.command(command, false)?;
                 }
             }
             None => self.run(work)?,
@@ -138,9 +143,8 @@ impl Runner for Queue {
     type Graph = CudaGraph;
 
     fn commands(&mut self, commands: &[Command]) -> Result<()> {
-        commands
-            .iter()
-            .try_for_each(|command| self.command(command))
+        let wanted = self.early;
+        with_early(commands).try_for_each(|(command, early)| self.command(command, early && wanted))
     }
 
     fn capture(&mut self, commands: &[Command]) -> Result<CudaGraph> {
@@ -171,36 +175,23 @@ impl Queue {
         driver_call("an event", self.stream.record_event(flags))
     }
 
-    fn command(&mut self, command: &Command) -> Result<()> {
+    fn command(&mut self, command: &Command, early: bool) -> Result<()> {
         match command {
-            Command::Launch(launch) => self.kernel(launch),
+            Command::Launch(launch) => self.kernel(launch, early),
             Command::Product(product) => self.products.run(&self.stream, product),
             Command::Copy { from, to } => memory::copy(&self.stream, from, to),
         }
     }
 
-    fn kernel(&mut self, launch: &Launch) -> Result<()> {
-        let function = self.functions.get(launch.kernel(), launch.shared())?;
+    fn kernel(&mut self, of: &Launch, early: bool) -> Result<()> {
+        let function = self.functions.get(of.kernel(), of.shared())?;
         let address = |buffer: &Buffer| Ok(DeviceMemory::of(&self.stream, buffer)?.address());
         let bytes = |argument: &Argument| Ok(argument.bytes(address)?.0);
-        let arguments: Vec<_> = launch
-            .arguments()
-            .iter()
-            .map(bytes)
-            .collect::<Result<_>>()?;
-        let mut builder = self.stream.launch_builder(function);
-        for argument in &arguments {
-            builder.arg(argument);
-        }
-        let [x, y, z] = launch.grid();
-        let config = LaunchConfig {
-            grid_dim: (x, y, z),
-            block_dim: (launch.threads(), 1, 1),
-            shared_mem_bytes: launch.shared(),
-        };
+        let mut arguments: Vec<_> = of.arguments().iter().map(bytes).collect::<Result<_>>()?;
         // SAFETY: the arguments have the types that the kernel declares, which the emulated machine checks. Each points to
-        // memory that is freed on this stream, after the launch.
-        driver_call(launch.kernel(), unsafe { builder.launch(config) }).map(drop)
+        // memory that is freed on this stream, after the launch. Every kernel begins by waiting for those before, which the
+        // emulated machine and `tests/cuda_kernels.rs` check, and `early` is true behind another kernel only.
+        unsafe { launch(&self.stream, function, of, &mut arguments, early) }
     }
 }
 
