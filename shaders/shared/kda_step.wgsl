@@ -16,25 +16,32 @@
 const COLUMNS: u32 = 8u;
 override KEY_WIDTH: u32 = 128u;
 
+var<workgroup> strength: f32;
 var<workgroup> decays: array<f32, KEY_WIDTH>;
 var<workgroup> keys: array<f32, KEY_WIDTH>;       // of length 1
 var<workgroup> queries: array<f32, KEY_WIDTH>;    // of length K^-1/2
 
-// Puts a token's decays, key and query where all columns read them.
+// Puts a token's write strength, decays, key and query where all columns read them. Barriers separate the gates from what is
+// computed with them: so they are rounded as those of `kda_gates` are, and a step that is traced has the same bits.
 fn gather(row: u32, head: u32, thread: u32) {
     let k = params.key_width;
     let query = query_at(row, head);
     let key = query + params.key_heads * k;
     var squares = vec2<f32>(0.0);
+    // Every thread has read the token before.
+    workgroupBarrier();
+    if (thread == 0u) {
+        strength = write_strength(row, head);
+    }
     for (var d = thread; d < k; d += 64u) {
+        decays[d] = log_decay(row, head, d);
         let qk = vec2<f32>(qkv[query + d], qkv[key + d]);
         squares = fma(qk, qk, squares);
     }
-    // Every thread has read the token before when these sums are known.
     let query_norm = sqrt(sum_all(squares.x, thread) + L2_EPS) * sqrt(f32(k));
     let key_norm = sqrt(sum_all(squares.y, thread) + L2_EPS);
     for (var d = thread; d < k; d += 64u) {
-        decays[d] = exp(log_decay(row, head, d));
+        decays[d] = exp(decays[d]);
         keys[d] = qkv[key + d] / key_norm;
         queries[d] = qkv[query + d] / query_norm;
     }
@@ -88,7 +95,7 @@ fn step_segment(group: vec3<u32>, thread: u32) {
         // The prediction's error, times beta, is written.
         var result = 0.0;
         if (inside) {
-            let write = write_strength(row, head) * (qkv[value_at(row, head) + column] - answer);
+            let write = strength * (qkv[value_at(row, head) + column] - answer);
             for (var d = lane; d < k; d += 8u) {
                 var decayed = 0.0;
                 if (slot != NONE) {
