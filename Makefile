@@ -140,11 +140,18 @@ quick: install-rust-components
 # Many tests wait for sockets, timers or a browser's GPU: more of them at a time than there are cores.
 TEST_THREADS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 2)))
 
+# This test takes minutes of a browser that compiles shaders, on little more than one core: it runs beside all others.
+IN_TAB := the_conformance_list_passes_in_the_tab
+
 test: install-rust-components install-xvfb install-browser install-cuda-compiler target/python/made target/npm/made
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(PROFILE) --locked --workspace --all-targets -- -D warnings
 	.ci/build-web
-	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test $(PROFILE) --locked --workspace
+	$(CARGO) test $(PROFILE) --locked --workspace --no-run
+	@$(CARGO) test $(PROFILE) --locked --workspace --test web -- --exact $(IN_TAB) >target/in-tab.log 2>&1 & in_tab=$$!; \
+	trap 'kill $$in_tab; exit 130' INT TERM; \
+	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test $(PROFILE) --locked --workspace -- --skip $(IN_TAB); others=$$?; \
+	wait $$in_tab; in_tab=$$?; cat target/in-tab.log; exit $$((others + in_tab))
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --locked --workspace --no-deps --document-private-items
 
 # The properties of random inputs with so many cases of each, from each of two seeds: about twenty minutes each on one thread
