@@ -1,5 +1,5 @@
 """What people put around a sentence, and how they correct one: shared by the tasks."""
-from words import lower_first, made_up, upper_first
+from words import QUESTION_WORDS, lower_first, made_up, upper_first
 
 OPENERS = ["So, ", "So ", "And ", "And ", "Now, ", "OK, ", "Okay, ", "Well, ", "Hey, ", "Then ", "Right, ", "But ", "Tell me: ", "Please tell me: ",
            "Quick question: ", "Next question: ", "One more thing: ", "Let me ask: ", "Say, ", "By the way, ", "Hmm, ", "Alright, ", "Just checking: "]
@@ -12,7 +12,9 @@ INDIRECT = ["Can you tell me {i}?", "Could you tell me {i}?", "Tell me {i}.", "D
 BEFORE = ["And ", "Also, ", "Then ", "Well, ", "Listen: ", "Note that ", "I think ", "I know that ", "Today ", "So ", "Okay, ", "Look, ", "Besides, ", "Next, ",
           "As you know, ", "I heard that ", "It seems that ", "I see that ", "Let us say ", "Suppose ", "Remember that ", "Keep in mind: ", "Imagine "]
 AFTER = [" today", " as I said", ", I think", ", you know", " again", ", okay", ", I believe", " too", " already", ", for sure", " at last", ", of course"]
-JOINS = [" and ", ", and ", ", ", "; ", ", but ", ", then ", " and then ", " - "]
+JOINS = [" and ", " and ", ", and ", ", ", ", ", "; ", ", but ", ", then ", " and then ", " - ", " while ", ", whereas "]
+FILLERS = ("really just please actually maybe still also then quickly again once finally definitely exactly probably now ever simply truly possibly only currently "
+           "kindly honestly usually apparently roughly").split()
 
 # After a statement: its value is another.
 FIX = """
@@ -55,6 +57,9 @@ def question(rng, direct, indirect=()):
         text = rng.choice(INDIRECT).replace("{i}", rng.choice(indirect))
     else:
         text = rng.choice(direct)
+        first, _, rest = text.partition(" ")
+        if rest and first in QUESTION_WORDS and rng.random() < 0.08:
+            text = f"{first} {rng.choice(FILLERS) if rng.random() < 0.7 else made_up(rng)} {rest}"
         if rng.random() < 0.2 and text[-1] == "?":
             text = text[:-1] + rng.choice(CLOSERS) + "?"
     if rng.random() < 0.2:

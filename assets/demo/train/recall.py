@@ -59,7 +59,12 @@ class Recall:
         value = self.known[key] = self.new_value(key)
         self.note = TOO_BIG if self.kind.too_big(value) else None
         name = "state" if fresh or old is EMPTY else "change"
-        return statement(rng, self.fill(self.form(name), key, value))
+        text = self.fill(self.form(name), key, value)
+        if fresh and self.waiting and text.endswith(f"{value}.") and rng.random() < 0.06:
+            other = self.last = self.waiting.pop()
+            self.known[other] = self.new_value(other)
+            text = f"{text[:-1]}{rng.choice([' and ', ', ', ', and '])}{other.said(rng)} {self.known[other]}."
+        return statement(rng, text)
 
     def fix(self):
         """The last statement is corrected: its value, or which key it was about."""

@@ -104,7 +104,7 @@ class World:
             form = form.replace("{r} {t}", "{t} to {r}") if forms is GIVE else form.replace("up {t}", "{t} up").replace("down {t}", "{t} down")
         self.hero, self.object = other or person, thing or None
         away = rng.choice([l for l in self.places if l != place] or ["street"])
-        text = form.format(p=who, t=what, n=thing, l=place, g=rng.choice(GO), r=other, h=home or away, o=away)
+        text = form.format(p=who, t=what, n=thing, l=place, g=rng.choice(GO) if rng.random() < 0.93 else made_up(rng) + rng.choice(["s to", "ed to", "s into", "s in"]), r=other, h=home or away, o=away)
         return statement(rng, upper_first(text))
 
     def held(self, person):
@@ -147,10 +147,7 @@ class World:
         mine, free = self.held(person), self.free(person)
         kind = rng.choice(["take"] * 3 * bool(free) + (["drop"] * 2 + ["give"] * 2) * bool(mine) + ["noise"])
         if kind == "take":
-            thing = rng.choice(free)
-            self.lies.pop(thing, None)
-            self.holder[thing] = person
-            return self.tell(TAKE, person, thing)
+            return self.take(person, free)
         thing = rng.choice(mine) if mine else None
         others = [p for p in (self.people if self.possessions else self.at) if p != person and len(self.held(p)) < 3]
         if kind == "give" and others:
@@ -161,6 +158,20 @@ class World:
             self.lies[thing] = self.at[person]
             return self.tell(DROP if rng.random() < 0.7 else DROP_IN, person, thing, place=self.at[person])
         return rng.choice(DISTRACTORS) if rng.random() < 0.3 else self.say()
+
+    def take(self, person, free):
+        """One thing, or two at once."""
+        two = len(free) > 1 and len(self.held(person)) < 2 and self.rng.random() < 0.12
+        things = self.rng.sample(free, 1 + two)
+        for thing in things:
+            self.lies.pop(thing, None)
+            self.holder[thing] = person
+        if not two:
+            return self.tell(TAKE, person, things[0])
+        self.object = None
+        text = self.tell(TAKE, person, " and the ".join(things))
+        self.object = None
+        return text
 
     def bring(self, person):
         things = self.held(person) + self.free(person)
