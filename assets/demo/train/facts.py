@@ -1,8 +1,9 @@
 """The kinds of facts that can be told: their keys and values, and the wordings of statements, changes and questions."""
 from words import *
 
-TOO_BIG = "I know numbers up to 99."
-CALCULATE = "I can't count, calculate or compare. I can tell you what you told me."
+TOO_BIG = "I know numbers up to 99. Try a smaller one."
+CALCULATE = "I can't count, calculate or compare. Ask me for what you told me."
+UNKNOWN = "I don't know. I only know what you tell me here. Try: What can I ask you?"
 WHY = "I don't know why. I only know what you tell me here."
 BEFORE = "I don't know what it was before. I only keep what is true now."
 
@@ -165,7 +166,7 @@ Is anything in {k}?|What can you find in {k}?|What do we have in {k}?|What has {
                 ("What is {k} plus {j}?", CALCULATE), ("Does {k} hold more than {j}?", CALCULATE), ("What do all hold together?", CALCULATE),
                 ("Who put {v} in {k}?", "I don't know who. I only know what you tell me here."), ("What is the sum of {k} and {j}?", CALCULATE),
                 ("What was in {k} at first?", BEFORE), ("How much do {k} and {j} hold in total?", CALCULATE), ("Which {n} holds the most?", CALCULATE),
-                ("What was the old value of {k}?", BEFORE), ("How heavy is {k}?", "I don't know. I only know what you tell me here.")])
+                ("What was the old value of {k}?", BEFORE), ("How heavy is {k}?", UNKNOWN)])
 COSTS = dict(
     value=number, one=lambda rng: loose(thing(rng)), state="""
 {k} costs {v}.|{k} costs {v}.|The price of {k} is {v}.|{k} is priced at {v}.|{k} sells for {v}.|{k} is {v}.|{k} is {v} euros.
@@ -192,7 +193,7 @@ What did {k} cost?""",
     answer="{k} costs {v}.", unknown="I don't know what {k} costs.",
     impossible=[("Is {k} cheaper than {j}?", CALCULATE), ("Which is more expensive, {k} or {j}?", CALCULATE), ("What do {k} and {j} cost together?", CALCULATE),
                 ("What is the cheapest thing?", CALCULATE), ("How much are two of {k}?", CALCULATE), ("What did {k} cost before?", BEFORE),
-                ("Why does {k} cost {v}?", WHY), ("What costs the most?", CALCULATE), ("Where can I buy {k}?", "I don't know. I only know what you tell me here.")])
+                ("Why does {k} cost {v}?", WHY), ("What costs the most?", CALCULATE), ("Where can I buy {k}?", UNKNOWN)])
 COLOUR = dict(
     value=colour, one=coloured, state="""
 {k} is {v}.|{k} is {v}.|{k} is {v}.|The colour of {k} is {v}.|I paint {k} {v}.|{k} looks {v}.|{k} has the colour {v}.|The color of {k} is {v}.
@@ -216,7 +217,7 @@ What did I say is the colour of {k}?""",
     reverse="What is {v}?|Which one is {v}?|Which thing is {v}?|What has the colour {v}?",
     fix="It is {v}.|Paint it {v}.|No, it is {v}, not {w}.|The colour is {v}.|I meant {v}.",
     answer="{k} is {v}.", unknown="I don't know what colour {k} is.",
-    impossible=[("What colour was {k} before?", BEFORE), ("Why is {k} {v}?", WHY), ("Which colour is nicer?", "I don't know. I only know what you tell me here."),
+    impossible=[("What colour was {k} before?", BEFORE), ("Why is {k} {v}?", WHY), ("Which colour is nicer?", UNKNOWN),
                 ("How many things are {v}?", CALCULATE)])
 AGE = dict(
     value=number, one=lambda rng: Key(*[person(rng)] * 2), state="""
@@ -237,7 +238,7 @@ How old did I say {k} is?|At what age is {k}?|{k}'s age?|How old was {k}?|How ma
     reverse="Who is {v}?|Who is {v} years old?|Who turned {v}?|Which person is {v}?|Who has the age {v}?|Who is aged {v}?",
     answer="{k} is {v}.", unknown="I don't know how old {k} is.",
     impossible=[("Is {k} older than {j}?", CALCULATE), ("Who is the oldest?", CALCULATE), ("Who is younger, {k} or {j}?", CALCULATE), ("How old was {k} before?", BEFORE),
-                ("How old are {k} and {j} together?", CALCULATE), ("When was {k} born?", "I don't know. I only know what you tell me here."),
+                ("How old are {k} and {j} together?", CALCULATE), ("When was {k} born?", UNKNOWN),
                 ("What is the difference in age?", CALCULATE), ("How old will {k} be in 5 years?", CALCULATE)])
 LABEL = dict(
     value=number, one=label, state="""

@@ -1,14 +1,13 @@
 """Small talk, and an honest "I don't know" or "I can't" for what is outside the model's world."""
-from facts import CALCULATE, split
+from facts import CALCULATE, UNKNOWN, split
 from phrases import question
 from words import *
 
 TRY = "Try this: The red box holds 7. Now the red box holds 3. What does the red box hold?"
 CAN = ("I can remember what things hold, cost or are, track people and things, copy and reverse lists, and keep a stack.")
 WHO = "I am a small Kimi Linear model, trained on made-up stories."
-UNKNOWN = "I don't know. I only know what you tell me here."
-CANNOT = "I can't do that. I can repeat or reverse a list, for example: Reverse: key, lamp, pear, cup."
-UNCLEAR = "I don't understand. Try this: The red box holds 7. What does the red box hold?"
+CANNOT = "I can't do that. Try: Reverse: key, lamp, pear, cup."
+UNCLEAR = "I don't understand. Try: What can I ask you?"
 
 SMALL = [
     ("Hello.|Hello!|Hello|Hi.|Hi!|Hi|Hey.|Hey!|Hello there.|Hi there!|Good morning.|Good evening.|Good day.|Greetings.|Hello you.|Good afternoon.|Hello model.|Yo.|Hi all.|Hello, I am {p}.|"

@@ -1,5 +1,5 @@
 """Tracking: people move, take things, drop them, hand them over; then where is who or what, and who has what."""
-from facts import BEFORE, CALCULATE, WHY, split
+from facts import BEFORE, CALCULATE, UNKNOWN, WHY, split
 from phrases import FIX, question, statement
 from words import *
 
@@ -63,9 +63,9 @@ WHETHER = split("Is {p} in the {o}?|Is {p} still in the {o}?|{p} is in the {o}, 
 FIX_PERSON = split("No, {p}.|I mean {p}.|Sorry, {p}.|sorry, {p}|It was {p}.|No, it was {p}.|Not {w} but {p}.|{p}, not {w}.|I meant {p}, not {w}.|Wait, {p}.|Actually, {p}.|Correction: {p}.")
 IMPOSSIBLE = [("How many people are in the {l}?", CALCULATE), ("How many people are there?", CALCULATE), ("Why is {p} in the {l}?", WHY), ("Where was {p} before?", BEFORE),
               ("How many things does {p} have?", CALCULATE), ("Why did {p} go there?", WHY), ("When did {p} go there?", WHY.replace("why", "when")),
-              ("Where was {p} at first?", BEFORE), ("How far is the {l} from here?", "I don't know. I only know what you tell me here."),
-              ("Is {p} happy?", "I don't know. I only know what you tell me here."), ("What is {p} doing?", "I don't know. I only know what you tell me here."),
-              ("How many rooms are there?", CALCULATE), ("Who was in the {l} before?", BEFORE), ("Where will {p} go next?", "I don't know. I only know what you tell me here.")]
+              ("Where was {p} at first?", BEFORE), ("How far is the {l} from here?", UNKNOWN),
+              ("Is {p} happy?", UNKNOWN), ("What is {p} doing?", UNKNOWN),
+              ("How many rooms are there?", CALCULATE), ("Who was in the {l} before?", BEFORE), ("Where will {p} go next?", UNKNOWN)]
 
 
 class World:
