@@ -14,8 +14,8 @@ from tracking import World
 # Each task with its share of the training conversations and the longest of its training lengths: statements, items or keys.
 # Training goes to twice that, so that both classes of the evaluation are learnt.
 TASKS = {
-    "recall": (Recall, 19, 12), "corrections": (Corrections, 12, 8), "tracking": (World, 26, 12), "copy": (copy, 9, 8), "reverse": (reverse, 11, 8),
-    "multi-query": (MultiQuery, 7, 8), "stack": (Stack, 9, 12), "talk": (Talk, 7, 1),
+    "recall": (Recall, 18, 12), "corrections": (Corrections, 11, 8), "tracking": (World, 24, 12), "copy": (copy, 14, 8), "reverse": (reverse, 16, 8),
+    "multi-query": (MultiQuery, 8, 8), "stack": (Stack, 12, 12), "talk": (Talk, 6, 1),
 }
 UNKNOWN = {Recall, Corrections, World}  # tasks that can be asked about what they were never told
 ACKNOWLEDGE = "Noted."

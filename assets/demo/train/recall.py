@@ -99,21 +99,22 @@ class Recall:
 
     def ask(self):
         rng, kind = self.rng, self.kind
+        topic, self.last, self.fresh = self.last, None, False
         if not self.known or rng.random() < self.unknown:
             key = rng.choice(self.gone) if self.gone and rng.random() < 0.5 else self.missing
             return self.asked(kind.question, kind.indirect, key), upper_first(kind.unknown.format(k=key.named))
+        key = self.last = rng.choice(list(self.known))
+        value = self.known[key]
         if rng.random() < 0.06:
-            return self.impossible()
-        if kind.reverse and rng.random() < 0.06:
-            key, value = rng.choice(list(self.known.items()))
-            if value is not EMPTY and list(self.known.values()).count(value) == 1:
-                return question(rng, [f.format(v=value, n=key.noun) for f in kind.reverse]), self.answer(key)
-        if self.last in self.known and rng.random() < 0.15:
-            key, self.last = self.last, None
-            return question(rng, kind.it), self.answer(key)
-        key = rng.choice(list(self.known))
+            return self.impossible(key)
+        if kind.reverse and rng.random() < 0.06 and value is not EMPTY and list(self.known.values()).count(value) == 1:
+            return question(rng, [f.format(v=value, n=key.noun) for f in kind.reverse]), self.answer(key)
+        if topic in self.known and rng.random() < 0.15:
+            self.last = topic
+            return question(rng, kind.it), self.answer(topic)
         if rng.random() < 0.06:
-            return question(rng, [f.format(k=key.said(rng), o=rng.choice([kind.value(rng), str(self.shown(key))])) for f in kind.whether]), self.answer(key)
+            other = rng.choice([kind.value(rng), str(self.shown(key))])
+            return question(rng, [f.format(k=key.said(rng), o=other) for f in kind.whether]), self.answer(key)
         return self.asked(kind.question, kind.indirect, key), self.answer(key)
 
     def asked(self, direct, indirect, key):
@@ -134,9 +135,8 @@ class Recall:
             text = self.kind.answer.format(k=key.named, v=value)
         return text if len(key.named) == 1 else upper_first(text)
 
-    def impossible(self):
+    def impossible(self, key):
         rng = self.rng
-        key = rng.choice(list(self.known))
         form, answer = rng.choice(self.kind.impossible)
         other = rng.choice(list(self.known))
         return question(rng, [upper_first(form.format(k=key.said(rng), v=self.shown(key), j=other.said(rng), n=key.noun))]), answer

@@ -210,6 +210,7 @@ class World:
 
     def ask(self):
         rng = self.rng
+        self.event = self.hero = self.object = None
         seen = [*self.holder, *self.lies]
         unknown = rng.random() < self.unknown or not seen and not self.at
         if not unknown and self.at and rng.random() < 0.06:
