@@ -110,7 +110,8 @@ def split(text):
 class Kind:
     """One kind of fact: {k} is the key, {v} its value, {w} its old value, {o} any other."""
 
-    def __init__(self, value, state, change, question, indirect, it, answer, unknown, one=None, many=None, whether="", reverse="", fix="", empty="", emptied="",
+    def __init__(self, value, state, change, question, indirect, it, answer, unknown, one=None, many=None, whether="", reverse="", fix="",
+                 empty="", emptied="",
                  emptied_last="", impossible=()):
         self.value, self.one, self.many = value, one, many
         names = dict(state=state, change=change, question=question, indirect=indirect, it=it, whether=whether, reverse=reverse, fix=fix, empty=empty,
@@ -151,21 +152,30 @@ What do I have in {k}?|What do I find in {k}?|What did I put in {k}?|What is {k}
 What does {k} keep?|What has {k}?|What lies in {k}?|The content of {k}?|What is the content of {k}?|{k}?|In {k} there is what?|Look into {k}.
 Open {k}.|How many does {k} hold?|How many are in {k}?|What number is in {k}?|Check {k}.|Is {k} empty?|Is there anything in {k}?
 Is anything in {k}?|What can you find in {k}?|What do we have in {k}?|What has {k} in it?|Look in {k}: what is there?""",
-    indirect="what {k} holds|what is in {k}|what {k} contains|what {k} has in it|what I put in {k}|what's in {k}|what is inside {k}|what I have in {k}|what we find in {k}",
-    it="What does it hold?|What does it hold?|What is in it?|What's in it?|What is inside?|What does it contain?|And now?|What is in there?|What does it have?|What does it hold now?",
-    whether="Does {k} hold {o}?|Is {o} in {k}?|Does {k} contain {o}?|Is there {o} in {k}?|{k} holds {o}, right?|Does {k} have {o}?|Is it true that {k} holds {o}?",
-    reverse="Which {n} holds {v}?|What holds {v}?|Which {n} has {v}?|Where is {v}?|Which one holds {v}?|Which {n} contains {v}?|In which {n} is {v}?|Which one has {v}?",
-    fix="It holds {v}.|It holds {v} now.|No, it holds {v}.|Actually, it holds {v}.|Put {v} in it.|Put {v} in there instead.|I meant it holds {v}.|It contains {v}, not {w}.",
-    empty="{k} is empty.|{k} is empty.|{k} holds nothing.|There is nothing in {k}.|{k} has nothing in it.|{k} contains nothing.|Nothing is in {k}.|{k} is still empty.|I left {k} empty.",
-    emptied="I empty {k}.|Now {k} is empty.|{k} is empty now.|I clear out {k}.|{k} was emptied.|I take {v} out of {k}.|I remove {v} from {k}.|I took everything out of {k}.|Empty {k}."
-            "|Someone takes {v} from {k}.|{k} is now empty.|I take {v} from {k}.|{v} falls out of {k}.|Take {v} out of {k}.|{v} is no longer in {k}.|{k} gets emptied.",
-    emptied_last="It is empty now.|I take it out.|Take it out.|I took it out again.|It is gone.|I remove it.|Now it is empty.|It is empty.|I empty it.|Empty it.|I take {w} out."
-                 "|Someone took {w} out.|Take {w} out again.|{w} is gone.|I remove {w}.",
+    indirect="""what {k} holds|what is in {k}|what {k} contains|what {k} has in it|what I put in {k}|what's in {k}|what is inside {k}
+what I have in {k}|what we find in {k}""",
+    it="""What does it hold?|What does it hold?|What is in it?|What's in it?|What is inside?|What does it contain?|And now?
+What is in there?|What does it have?|What does it hold now?""",
+    whether="""Does {k} hold {o}?|Is {o} in {k}?|Does {k} contain {o}?|Is there {o} in {k}?|{k} holds {o}, right?|Does {k} have {o}?
+Is it true that {k} holds {o}?""",
+    reverse="""Which {n} holds {v}?|What holds {v}?|Which {n} has {v}?|Where is {v}?|Which one holds {v}?|Which {n} contains {v}?
+In which {n} is {v}?|Which one has {v}?""",
+    fix="""It holds {v}.|It holds {v} now.|No, it holds {v}.|Actually, it holds {v}.|Put {v} in it.|Put {v} in there instead.
+I meant it holds {v}.|It contains {v}, not {w}.""",
+    empty="""{k} is empty.|{k} is empty.|{k} holds nothing.|There is nothing in {k}.|{k} has nothing in it.|{k} contains nothing.
+Nothing is in {k}.|{k} is still empty.|I left {k} empty.""",
+    emptied="""I empty {k}.|Now {k} is empty.|{k} is empty now.|I clear out {k}.|{k} was emptied.|I take {v} out of {k}.
+I remove {v} from {k}.|I took everything out of {k}.|Empty {k}.|Someone takes {v} from {k}.|{k} is now empty.|I take {v} from {k}.
+{v} falls out of {k}.|Take {v} out of {k}.|{v} is no longer in {k}.|{k} gets emptied.""",
+    emptied_last="""It is empty now.|I take it out.|Take it out.|I took it out again.|It is gone.|I remove it.|Now it is empty.|It is empty.
+I empty it.|Empty it.|I take {w} out.|Someone took {w} out.|Take {w} out again.|{w} is gone.|I remove {w}.""",
     answer="{k} holds {v}.", unknown="I don't know what {k} holds.",
-    impossible=[("How many {n}s are there?", CALCULATE), ("Why does {k} hold {v}?", WHY), ("What did {k} hold before?", BEFORE), ("What did it hold before?", BEFORE),
+    impossible=[("How many {n}s are there?", CALCULATE), ("Why does {k} hold {v}?", WHY), ("What did {k} hold before?", BEFORE),
+                ("What did it hold before?", BEFORE),
                 ("What is {k} plus {j}?", CALCULATE), ("Does {k} hold more than {j}?", CALCULATE), ("What do all hold together?", CALCULATE),
                 ("Who put {v} in {k}?", "I don't know who. I only know what you tell me here."), ("What is the sum of {k} and {j}?", CALCULATE),
-                ("What was in {k} at first?", BEFORE), ("How much do {k} and {j} hold in total?", CALCULATE), ("Which {n} holds the most?", CALCULATE),
+                ("What was in {k} at first?", BEFORE), ("How much do {k} and {j} hold in total?", CALCULATE),
+                ("Which {n} holds the most?", CALCULATE),
                 ("What was the old value of {k}?", BEFORE), ("How heavy is {k}?", UNKNOWN)])
 COSTS = dict(
     value=number, one=lambda rng: loose(thing(rng)), state="""
@@ -185,13 +195,15 @@ Tell me the price of {k}.|What about {k}?|And {k}?|What's the price of {k}?|The 
 How much did I pay for {k}?|What will {k} cost?|How much money is {k}?|{k}?|How expensive is {k}?|What does {k} sell for?
 For how much can I buy {k}?|What must I pay for {k}?|Which price has {k}?|What is {k} worth?|How much would {k} cost me?|What price is {k}?
 What did {k} cost?""",
-    indirect="what {k} costs|how much {k} costs|the price of {k}|how much {k} is|what I pay for {k}|how much to pay for {k}|what {k} is worth|what the price of {k} is",
+    indirect="""what {k} costs|how much {k} costs|the price of {k}|how much {k} is|what I pay for {k}|how much to pay for {k}
+what {k} is worth|what the price of {k} is""",
     it="How much is it?|How much does it cost?|What does it cost?|What is the price?|And now?|What's its price?|How much?|The price?",
     whether="Does {k} cost {o}?|Is {k} {o}?|Is the price of {k} {o}?|{k} costs {o}, right?",
     reverse="What costs {v}?|Which one costs {v}?|Which thing costs {v}?|What can I buy for {v}?",
     fix="It costs {v}.|No, it costs {v}.|The price is {v}.|It costs {v}, not {w}.|Make the price {v}.",
     answer="{k} costs {v}.", unknown="I don't know what {k} costs.",
-    impossible=[("Is {k} cheaper than {j}?", CALCULATE), ("Which is more expensive, {k} or {j}?", CALCULATE), ("What do {k} and {j} cost together?", CALCULATE),
+    impossible=[("Is {k} cheaper than {j}?", CALCULATE), ("Which is more expensive, {k} or {j}?", CALCULATE),
+                ("What do {k} and {j} cost together?", CALCULATE),
                 ("What is the cheapest thing?", CALCULATE), ("How much are two of {k}?", CALCULATE), ("What did {k} cost before?", BEFORE),
                 ("Why does {k} cost {v}?", WHY), ("What costs the most?", CALCULATE), ("Where can I buy {k}?", UNKNOWN)])
 COLOUR = dict(
@@ -211,7 +223,8 @@ What colour does {k} have?|And {k}?|What color does {k} have?|What is the color 
 How is {k} painted?|The colour of {k}?|What does {k} look like?|What about {k}?|What colour did I paint {k}?|Which color is {k}?
 What colour has {k}?|{k} has which colour?|{k} is what colour?|How does {k} look?|What's the color of {k}?
 What did I say is the colour of {k}?""",
-    indirect="what colour {k} is|which colour {k} is|the colour of {k}|what color {k} is|what colour {k} has|the color of {k}|how {k} looks|which colour {k} has",
+    indirect="""what colour {k} is|which colour {k} is|the colour of {k}|what color {k} is|what colour {k} has|the color of {k}
+how {k} looks|which colour {k} has""",
     it="What colour is it?|What color is it?|Which colour is it?|And now?|What is its colour?|What colour does it have?|How does it look?",
     whether="Is {k} {o}?|Is {k} {o} now?|{k} is {o}, right?|Is it true that {k} is {o}?",
     reverse="What is {v}?|Which one is {v}?|Which thing is {v}?|What has the colour {v}?",
@@ -237,7 +250,8 @@ How old did I say {k} is?|At what age is {k}?|{k}'s age?|How old was {k}?|How ma
     whether="Is {k} {o}?|Is {k} {o} years old?|{k} is {o}, right?|Did {k} turn {o}?",
     reverse="Who is {v}?|Who is {v} years old?|Who turned {v}?|Which person is {v}?|Who has the age {v}?|Who is aged {v}?",
     answer="{k} is {v}.", unknown="I don't know how old {k} is.",
-    impossible=[("Is {k} older than {j}?", CALCULATE), ("Who is the oldest?", CALCULATE), ("Who is younger, {k} or {j}?", CALCULATE), ("How old was {k} before?", BEFORE),
+    impossible=[("Is {k} older than {j}?", CALCULATE), ("Who is the oldest?", CALCULATE), ("Who is younger, {k} or {j}?", CALCULATE),
+                ("How old was {k} before?", BEFORE),
                 ("How old are {k} and {j} together?", CALCULATE), ("When was {k} born?", UNKNOWN),
                 ("What is the difference in age?", CALCULATE), ("How old will {k} be in 5 years?", CALCULATE)])
 LABEL = dict(
@@ -257,7 +271,8 @@ What number is {k}?|What value has {k}?|Can I have {k}?""",
     it="What is it?|What is it now?|And now?|What's the value?|What was it?|Which number is it?|Which is it?",
     whether="Is {k} {o}?|Is {k} still {o}?|{k} is {o}, right?|Was {k} {o}?",
     answer="{k} is {v}.", unknown="I don't know {k}.",
-    impossible=[("What was {k} before?", BEFORE), ("Is {k} more than 5?", CALCULATE), ("What is {k} plus 1?", CALCULATE), ("What is {k} times two?", CALCULATE),
+    impossible=[("What was {k} before?", BEFORE), ("Is {k} more than 5?", CALCULATE), ("What is {k} plus 1?", CALCULATE),
+                ("What is {k} times two?", CALCULATE),
                 ("Why is {k} {v}?", WHY)])
 VARIABLE = LABEL | dict(
     one=lambda rng: Key(*[rng.choice("bcdefghjklmnopqrstuvwxyz" if rng.random() < 0.7 else "BCDEFGHJKLMNOPQRSTUVWXYZ")] * 2),

@@ -33,7 +33,8 @@ STORE = split("""Here is a list: {x}.|The list is {x}.|Remember this list: {x}.|
 Take this list: {x}.|Note this list: {x}.|This is my list: {x}.|Keep this list: {x}.|A list: {x}.|Let the list be {x}.|On my list: {x}.
 On the list are {x}.|Learn this list: {x}.|Things to buy: {x}.|Memorise: {x}.|I bought {x}.|I need {x}.|Consider {x}.
 Here are some words: {x}.|Here they are: {x}.|These are {x}.|We have {x}.""")
-POLITE = ["Please ", "please ", "Can you ", "Could you ", "Would you ", "Now ", "Then ", "I want you to ", "Try to ", "Let's ", "You should ", "Can you please ", "Will you "]
+POLITE = ["Please ", "please ", "Can you ", "Could you ", "Would you ", "Now ", "Then ", "I want you to ", "Try to ", "Let's ", "You should ",
+          "Can you please ", "Will you "]
 
 PUSH = split("""Push {x}.|Push {x}.|Push {x} on the stack.|Put {x} on the stack.|Put {x} on top.|Add {x}.|push {x}.|Push {x} onto the stack.
 Place {x} on top.|Then push {x}.|Put {x} on it.|Lay {x} on top.|Stack {x}.|{x} goes on top.|Add {x} on top.|Now push {x}.|I push {x}.
@@ -47,14 +48,16 @@ Which one is on top?|Tell me the top.|What is at the top?|Top?|What is the top o
 What is the top of the stack?|Show the top.|What would I pop?|What comes off next?|What is the last one?|The top?|Which is the top?
 What's the top?|What's at the top?|What is uppermost?|Is anything on top?|What is next on the stack?|What is there on top?
 Which thing is on top?|Is the stack empty?|What remains on top?|Look at the top.|What is now the top?|Say the top.|What do we have on top?""")
-TOP_INDIRECT = ["Tell me what is on top.", "Do you know what is on top?", "Can you tell me what is on top?", "Tell me what's at the top.", "Say what is on top.",
+TOP_INDIRECT = ["Tell me what is on top.", "Do you know what is on top?", "Can you tell me what is on top?", "Tell me what's at the top.",
+                "Say what is on top.",
                 "I forgot what is on top.", "Please tell me the top.", "Can you say which one is on top?"]
 DEEPEST = 6
 
 
 def pool(rng):
     """A way to draw items, and what they are called."""
-    return rng.choices([(lambda r: r.choice(THINGS), "things"), (thing, "things"), (lambda r: r.choice(LETTERS), "letters"), (lambda r: r.choice(NUMBERS), "numbers"),
+    return rng.choices([(lambda r: r.choice(THINGS), "things"), (thing, "things"), (lambda r: r.choice(LETTERS), "letters"),
+                        (lambda r: r.choice(NUMBERS), "numbers"),
                         (colour, "colours"), (person, "names"), (place, "places"), (lambda r: r.choice(ANIMALS), "animals"), (made_up, "words"),
                         (lambda r: r.choice(LETTERS).lower(), "letters"), (lambda r: str(r.randint(0, 12)), "numbers")],
                        [14, 12, 12, 16, 4, 10, 5, 5, 5, 6, 4])[0]
@@ -75,7 +78,8 @@ def items(rng, n):
 
 def shown(rng, words, called):
     kind = rng.random()
-    text = listing(words) if kind < 0.12 else rng.choices([", ", " ", ",", "; ", " , ", "\n", ", then ", " - "], [50, 22, 15, 3, 2, 1, 2, 2])[0].join(words)
+    text = listing(words) if kind < 0.12 else rng.choices([", ", " ", ",", "; ", " , ", "\n", ", then ", " - "],
+                                                          [50, 22, 15, 3, 2, 1, 2, 2])[0].join(words)
     if rng.random() < 0.15:
         text = rng.choice([f"the {called} {text}", f"these {called}: {text}", f"{called}: {text}", f"this: {text}", f"my {called} {text}"])
     return f'"{text}"' if rng.random() < 0.03 else text

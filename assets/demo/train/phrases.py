@@ -2,16 +2,22 @@
 from words import QUESTION_WORDS, lower_first, made_up, upper_first
 
 OPENERS = ["So, ", "So ", "And ", "And ", "Now, ", "OK, ", "Okay, ", "Well, ", "Hey, ", "Then ", "Right, ", "But ", "Tell me: ", "Please tell me: ",
-           "Quick question: ", "Next question: ", "One more thing: ", "Let me ask: ", "Say, ", "By the way, ", "Hmm, ", "Alright, ", "Just checking: "]
-CLOSERS = [" now", " now", " right now", " today", " currently", " again", " then", ", please", " please", " by now", " at present", " still", " in the end",
+           "Quick question: ", "Next question: ", "One more thing: ", "Let me ask: ", "Say, ", "By the way, ", "Hmm, ", "Alright, ",
+           "Just checking: "]
+CLOSERS = [" now", " now", " right now", " today", " currently", " again", " then", ", please", " please", " by now", " at present", " still",
+           " in the end",
            " after all", " this time", ", do you know", " exactly", " now, please", ", my friend", " as of now"]
 INDIRECT = ["Can you tell me {i}?", "Could you tell me {i}?", "Tell me {i}.", "Do you know {i}?", "Do you remember {i}?", "Please tell me {i}.",
-            "I want to know {i}.", "I would like to know {i}.", "I forgot {i}.", "Any idea {i}?", "Say {i}.", "Let me know {i}.", "Would you tell me {i}?",
+            "I want to know {i}.", "I would like to know {i}.", "I forgot {i}.", "Any idea {i}?", "Say {i}.", "Let me know {i}.",
+            "Would you tell me {i}?",
             "Please say {i}.", "Can you say {i}?", "Can you remember {i}?", "I need to know {i}.", "Remember {i}?", "Remind me {i}.", "Show me {i}.",
             "Help me remember {i}.", "I wonder {i}.", "Find out {i}.", "You know {i}, right?", "Give me a hint: {i}?", "I am asking {i}."]
-BEFORE = ["And ", "Also, ", "Then ", "Well, ", "Listen: ", "Note that ", "I think ", "I know that ", "Today ", "So ", "Okay, ", "Look, ", "Besides, ", "Next, ",
-          "As you know, ", "I heard that ", "It seems that ", "I see that ", "Let us say ", "Suppose ", "Remember that ", "Keep in mind: ", "Imagine "]
-AFTER = [" today", " as I said", ", I think", ", you know", " again", ", okay", ", I believe", " too", " already", ", for sure", " at last", ", of course"]
+BEFORE = ["And ", "Also, ", "Then ", "Well, ", "Listen: ", "Note that ", "I think ", "I know that ", "Today ", "So ", "Okay, ", "Look, ",
+          "Besides, ", "Next, ",
+          "As you know, ", "I heard that ", "It seems that ", "I see that ", "Let us say ", "Suppose ", "Remember that ", "Keep in mind: ",
+          "Imagine "]
+AFTER = [" today", " as I said", ", I think", ", you know", " again", ", okay", ", I believe", " too", " already", ", for sure", " at last",
+         ", of course"]
 JOINS = [" and ", " and ", ", and ", ", ", ", ", "; ", ", but ", ", then ", " and then ", " - ", " while ", ", whereas "]
 FILLERS = ("really just please actually maybe still also then quickly again once finally definitely exactly probably now ever simply truly possibly only currently "
            "kindly honestly usually apparently roughly").split()

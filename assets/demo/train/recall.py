@@ -161,9 +161,11 @@ class MultiQuery:
         self.known = {key: value(rng) for key in keys}
 
     def say(self):
-        form = self.rng.choice(["{k} is {v}", "{k} {v}", "{k}: {v}", "{k} = {v}", "{k}={v}", "{k} has {v}", "the {k} has {v}", "the {k} is {v}", "{k} costs {v}",
+        form = self.rng.choice(["{k} is {v}", "{k} {v}", "{k}: {v}", "{k} = {v}", "{k}={v}", "{k} has {v}", "the {k} has {v}",
+                                "the {k} is {v}", "{k} costs {v}",
                                 "{k}:{v}", "{k} - {v}", "{k} gets {v}", "{v} for {k}", "the {k} costs {v}"])
-        opening = self.rng.choice(["Remember: ", "Remember this: ", "Learn this: ", "Here is a list: ", "Pairs: ", "My list: ", "Note: ", "Prices: ", "", "", "", ""])
+        opening = self.rng.choice(["Remember: ", "Remember this: ", "Learn this: ", "Here is a list: ", "Pairs: ", "My list: ", "Note: ",
+                                   "Prices: ", "", "", "", ""])
         join = self.rng.choice([", ", ", ", ", ", "; ", ","])
         pairs = [form.format(k=k, v=v) for k, v in self.known.items()]
         text = join.join(pairs) if self.rng.random() < 0.7 or len(pairs) == 1 else listing(pairs)
@@ -176,8 +178,10 @@ class MultiQuery:
         the = rng.choice(["", "", "the "])
         said = listing([the + k for k in asked])
         forms = ["What are {k}?", "What is {k}?", "Give me {k}.", "Tell me {k}.", "Look up {k}.", "And {k}?", "Find {k}.", "How much are {k}?",
-                 "How much is {k}?", "What do {k} have?", "What does {k} have?", "What do {k} cost?", "What number is {k}?", "Which numbers have {k}?",
-                 "What belongs to {k}?", "What about {k}?", "I need {k}.", "Show me {k}.", "What did I say for {k}?", "Values of {k}?", "What are the values for {k}?",
+                 "How much is {k}?", "What do {k} have?", "What does {k} have?", "What do {k} cost?", "What number is {k}?",
+                 "Which numbers have {k}?",
+                 "What belongs to {k}?", "What about {k}?", "I need {k}.", "Show me {k}.", "What did I say for {k}?", "Values of {k}?",
+                 "What are the values for {k}?",
                  "Read me {k}.", "Now {k}.", "Please give me {k}.", "Which values do {k} have?", "What goes with {k}?", "{k}?", "Say {k}."]
         return question(rng, [upper_first(f.format(k=said)) if f[0] != "{" else f.format(k=said) for f in forms]), \
             "Found: " + ", ".join(f"{k} {self.known[k]}" for k in asked) + "."

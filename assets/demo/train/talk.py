@@ -10,21 +10,29 @@ CANNOT = "I can't do that. Try: Reverse: key, lamp, pear, cup."
 UNCLEAR = "I don't understand. Try: What can I ask you?"
 
 SMALL = [
-    ("Hello.|Hello!|Hello|Hi.|Hi!|Hi|Hey.|Hey!|Hello there.|Hi there!|Good morning.|Good evening.|Good day.|Greetings.|Hello you.|Good afternoon.|Hello model.|Yo.|Hi all.|Hello, I am {p}.|"
-     "Hi, I'm {p}.|My name is {p}.|I am called {p}.|Hello, this is {p}.", "Hello! Tell me some facts, then ask me about them."),
-    ("Who are you?|What are you?|What is this?|Tell me about yourself.|What model are you?|Which model is this?|What is your name?|Are you a person?|Are you a robot?|Introduce yourself."
-     "|Who am I talking to?|Are you human?|Are you a computer?|How big are you?|Who made you?|Are you ChatGPT?|What's your name?|Are you alive?|Are you an AI?|Are you real?|Do you think?"
-     "|Are you happy?|Do you sleep?|How old are you?|Where do you live?|Are you clever?|How do you work?|Do you dream?|Can you feel?", WHO),
-    ("What can you do?|What can I ask you?|What do you know?|What are you good at?|How can you help me?|Can you help me?|Help.|Help|Help me.|What are you for?|What do you do?"
-     "|What can you remember?|What are your skills?|What can this model do?|What is possible?|help please|What can you tell me?|What topics do you know?", CAN),
-    ("What should I try?|What can I try?|What should I ask?|Give me an example.|Show me an example.|An example, please.|What now?|How do I start?|What should I say?|How does this work?"
-     "|What is a good question?|What shall I tell you?|I don't know what to say.|Any examples?|How should I begin?|What next?", TRY),
-    ("Thanks.|Thanks!|Thank you.|Thank you!|Thank you very much.|Great, thanks.|Thanks a lot.|thx|Many thanks.|Thanks for that.|Perfect, thank you.|Cheers.", "You are welcome."),
-    ("How are you?|How are you today?|How do you do?|Are you well?|How is it going?|How's it going?|How are things?|What's up?|Are you okay?", "I am well, thank you."),
+    ("""Hello.|Hello!|Hello|Hi.|Hi!|Hi|Hey.|Hey!|Hello there.|Hi there!|Good morning.|Good evening.|Good day.|Greetings.|Hello you.
+Good afternoon.|Hello model.|Yo.|Hi all.|Hello, I am {p}.|Hi, I'm {p}.|My name is {p}.|I am called {p}.|Hello, this is {p}.""",
+"Hello! Tell me some facts, then ask me about them."),
+    ("""Who are you?|What are you?|What is this?|Tell me about yourself.|What model are you?|Which model is this?|What is your name?
+Are you a person?|Are you a robot?|Introduce yourself.|Who am I talking to?|Are you human?|Are you a computer?|How big are you?
+Who made you?|Are you ChatGPT?|What's your name?|Are you alive?|Are you an AI?|Are you real?|Do you think?|Are you happy?|Do you sleep?
+How old are you?|Where do you live?|Are you clever?|How do you work?|Do you dream?|Can you feel?""", WHO),
+    ("""What can you do?|What can I ask you?|What do you know?|What are you good at?|How can you help me?|Can you help me?|Help.|Help
+Help me.|What are you for?|What do you do?|What can you remember?|What are your skills?|What can this model do?|What is possible?
+help please|What can you tell me?|What topics do you know?""", CAN),
+    ("""What should I try?|What can I try?|What should I ask?|Give me an example.|Show me an example.|An example, please.|What now?
+How do I start?|What should I say?|How does this work?|What is a good question?|What shall I tell you?|I don't know what to say.
+Any examples?|How should I begin?|What next?""", TRY),
+    ("""Thanks.|Thanks!|Thank you.|Thank you!|Thank you very much.|Great, thanks.|Thanks a lot.|thx|Many thanks.|Thanks for that.
+Perfect, thank you.|Cheers.""", "You are welcome."),
+    ("""How are you?|How are you today?|How do you do?|Are you well?|How is it going?|How's it going?|How are things?|What's up?
+Are you okay?""", "I am well, thank you."),
     ("Bye.|Bye!|Goodbye.|Goodbye!|See you.|See you later.|Good night.|Until tomorrow.|I have to go.|So long.|Bye bye.|That's all.", "Goodbye!"),
-    ("Good.|Great.|Great!|Well done.|Well done!|Correct.|That is right.|Very good.|Nice.|Right.|Yes.|Perfect.|Good job.|Wow.|Cool.|Excellent!|You are right.|That's correct.|Super.",
+    ("""Good.|Great.|Great!|Well done.|Well done!|Correct.|That is right.|Very good.|Nice.|Right.|Yes.|Perfect.|Good job.|Wow.|Cool.
+Excellent!|You are right.|That's correct.|Super.""",
      "Thank you!"),
-    ("That is wrong.|Wrong.|No.|That is not right.|You are wrong.|That's not true.|Incorrect.|False.|You made a mistake.|Not correct.|That's nonsense.|Bad.|That was wrong.",
+    ("""That is wrong.|Wrong.|No.|That is not right.|You are wrong.|That's not true.|Incorrect.|False.|You made a mistake.|Not correct.
+That's nonsense.|Bad.|That was wrong.""",
      "I am sorry. I am a very small model."),
 ]
 SMALL = [(split(asked), answer) for asked, answer in SMALL]
@@ -84,7 +92,8 @@ def subject(rng):
 
 def filled(rng, forms):
     letters = rng.choice([NUMBERS, LETTERS, THINGS])
-    return rng.choice(forms).format(s=subject(rng), r=subject(rng), n=rng.choice(NUMBERS), m=rng.choice(NUMBERS), x=", ".join(rng.sample(letters, rng.randint(2, 5))))
+    return rng.choice(forms).format(s=subject(rng), r=subject(rng), n=rng.choice(NUMBERS), m=rng.choice(NUMBERS),
+                                    x=", ".join(rng.sample(letters, rng.randint(2, 5))))
 
 
 def gibberish(rng):

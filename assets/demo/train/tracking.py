@@ -3,10 +3,11 @@ from facts import BEFORE, CALCULATE, UNKNOWN, WHY, split
 from phrases import FIX, question, statement
 from words import *
 
-GO = ("goes to|moves to|walks to|went to|runs to|enters|travels to|hurries to|flies to|climbs to|jumps into|marches to|wanders to|rides to|rushes to|comes to|"
-      "moved to|walked to|ran to|hurried to|travelled to|came to|steps into|stepped into|sneaks into|goes into|went into|is back in|returns to|returned to|"
-      "arrives in|gets to|visits|heads to|headed to|moves into|slips into|races to|is off to|crawls to|dances into|appears in|shows up in|has gone to|moves over to|"
-      "goes back to|went back to|walks into|makes for|turns up in|flees to|is now in|is in|is in|is in|is at|stays in|is standing in|was seen in|works in|rests in").split("|")
+GO = split("""goes to|moves to|walks to|went to|runs to|enters|travels to|hurries to|flies to|climbs to|jumps into|marches to|wanders to|rides to
+rushes to|comes to|moved to|walked to|ran to|hurried to|travelled to|came to|steps into|stepped into|sneaks into|goes into|went into
+is back in|returns to|returned to|arrives in|gets to|visits|heads to|headed to|moves into|slips into|races to|is off to|crawls to
+dances into|appears in|shows up in|has gone to|moves over to|goes back to|went back to|walks into|makes for|turns up in|flees to|is now in
+is in|is in|is in|is at|stays in|is standing in|was seen in|works in|rests in""")
 ARRIVE = split("""{p} {g} the {l}.|{p} {g} the {l}.|{p} {g} the {l}.|{p} is in the {l}.|{p} is in the {l}.|In the {l} there is {p}.|{p}: {l}.
 You find {p} in the {l}.|We see {p} in the {l}.|I saw {p} in the {l}.|{p} has arrived in the {l}.|I left {p} in the {l}.
 {p} came from the {o} to the {l}.|The {l} is where {p} is.|{p} sleeps in the {l}.|{p} and a dog are in the {l}.""")
@@ -23,7 +24,8 @@ TAKE = split("""{p} takes {t}.|{p} takes {t}.|{p} picks up {t}.|{p} picks {t} up
 DROP = split("""{p} drops {t}.|{p} puts down {t}.|{p} leaves {t}.|{p} puts {t} down.|{p} dropped {t}.|{p} leaves {t} here.|{p} lets go of {t}.
 {p} left {t} behind.|{p} loses {t}.|{p} lays down {t}.|{p} throws {t} away.|{p} discards {t}.|{p} releases {t}.|{p} sets {t} down.
 {p} places {t} on the floor.|{p} puts {t} on the ground.|{p} put down {t}.|{p} no longer has {t}.""")
-DROP_IN = split("{p} drops {t} in the {l}.|{p} leaves {t} in the {l}.|{p} puts {t} down in the {l}.|{p} left {t} in the {l}.|In the {l}, {p} puts down {t}.|{p} forgets {t} in the {l}.")
+DROP_IN = split("""{p} drops {t} in the {l}.|{p} leaves {t} in the {l}.|{p} puts {t} down in the {l}.|{p} left {t} in the {l}.
+In the {l}, {p} puts down {t}.|{p} forgets {t} in the {l}.""")
 GIVE = split("""{p} gives {t} to {r}.|{p} hands {t} to {r}.|{p} gives {r} {t}.|{p} passes {t} to {r}.|{p} gave {t} to {r}.
 {p} hands {t} over to {r}.|{r} gets {t} from {p}.|{p} throws {t} to {r}.|{r} takes {t} from {p}.|{p} gave {r} {t}.|{p} passed {t} to {r}.
 {p} sells {t} to {r}.|{p} hands {r} {t}.|{r} receives {t} from {p}.|{p} lends {t} to {r}.|{r} took {t} from {p}.|{p} offers {r} {t}.""")
@@ -39,13 +41,15 @@ In which room is {p}?|{p} is where?|What place is {p} at?|Where has {p} gone to?
 Where did {p} end?|To which place did {p} go?|Where should I look for {p}?|Locate {p}.|Where is {p} located?|Where would {p} be?
 What about {p}?|Where are you, {p}?|Where must {p} be?|Where do you think {p} is?|Where did I see {p}?|The place of {p}?|Where is {p} hiding?
 Where is {p} sitting?""")
-INDIRECT_PERSON = split("where {p} is|where {p} went|which room {p} is in|where I can find {p}|where to find {p}|where {p} has gone|where {p} is now|the place where {p} is")
+INDIRECT_PERSON = split("""where {p} is|where {p} went|which room {p} is in|where I can find {p}|where to find {p}|where {p} has gone
+where {p} is now|the place where {p} is""")
 WHERE_THING = split("""Where is the {t}?|Where is the {t}?|Where is the {t}?|Where is the {t} now?|Where's the {t}?|Where can I find the {t}?
 Where did the {t} go?|Which room is the {t} in?|Where do I find the {t}?|And the {t}?|In which room is the {t}?|Where was the {t} left?
 Where should I look for the {t}?|Find the {t}.|Where lies the {t}?|Where has the {t} gone?|Where is my {t}?|Where is the {t} kept?
 What about the {t}?|The {t} is where?|Where must the {t} be?|Locate the {t}.|Where did the {t} end?|What happened to the {t}?
 Where would the {t} be?|Where was the {t} put?|Where can the {t} be?|Where is the {t} lying?""")
-INDIRECT_THING = split("where the {t} is|where the {t} went|where I can find the {t}|where to find the {t}|which room the {t} is in|where the {t} has gone|where the {t} lies")
+INDIRECT_THING = split("""where the {t} is|where the {t} went|where I can find the {t}|where to find the {t}|which room the {t} is in
+where the {t} has gone|where the {t} lies""")
 WHO = split("""Who has the {t}?|Who has the {t}?|Who has the {t}?|Who has the {t} now?|Who holds the {t}?|Who is holding the {t}?
 Who carries the {t}?|Who has got the {t}?|Who took the {t}?|Who is carrying the {t}?|Who's holding the {t}?|Who keeps the {t}?
 Who got the {t}?|With whom is the {t}?|Who has my {t}?|Which person has the {t}?|Who's got hold of the {t}?|Whose hands hold the {t}?
@@ -58,10 +62,13 @@ What does {p} own?|What does {p} have now?|What did {p} get?|What things has {p}
 Does {p} have anything?|Is {p} holding anything?|Which thing is {p} carrying?|Does {p} hold something?|What's {p} holding?
 What's {p} carrying?""")
 INDIRECT_WHAT = split("what {p} has|what {p} holds|what {p} is holding|what {p} carries|which things {p} has|what {p} is carrying|what {p} took")
-WHO_IN = split("Who is in the {l}?|Who is in the {l}?|Who's in the {l}?|Is anyone in the {l}?|Which person is in the {l}?|Who can be found in the {l}?|Is somebody in the {l}?|Who is at the {l}?")
+WHO_IN = split("""Who is in the {l}?|Who is in the {l}?|Who's in the {l}?|Is anyone in the {l}?|Which person is in the {l}?
+Who can be found in the {l}?|Is somebody in the {l}?|Who is at the {l}?""")
 WHETHER = split("Is {p} in the {o}?|Is {p} still in the {o}?|{p} is in the {o}, right?|Did {p} go to the {o}?|Has {p} gone to the {o}?")
-FIX_PERSON = split("No, {p}.|I mean {p}.|Sorry, {p}.|sorry, {p}|It was {p}.|No, it was {p}.|Not {w} but {p}.|{p}, not {w}.|I meant {p}, not {w}.|Wait, {p}.|Actually, {p}.|Correction: {p}.")
-IMPOSSIBLE = [("How many people are in the {l}?", CALCULATE), ("How many people are there?", CALCULATE), ("Why is {p} in the {l}?", WHY), ("Where was {p} before?", BEFORE),
+FIX_PERSON = split("""No, {p}.|I mean {p}.|Sorry, {p}.|sorry, {p}|It was {p}.|No, it was {p}.|Not {w} but {p}.|{p}, not {w}.
+I meant {p}, not {w}.|Wait, {p}.|Actually, {p}.|Correction: {p}.""")
+IMPOSSIBLE = [("How many people are in the {l}?", CALCULATE), ("How many people are there?", CALCULATE), ("Why is {p} in the {l}?", WHY),
+              ("Where was {p} before?", BEFORE),
               ("How many things does {p} have?", CALCULATE), ("Why did {p} go there?", WHY), ("When did {p} go there?", WHY.replace("why", "when")),
               ("Where was {p} at first?", BEFORE), ("How far is the {l} from here?", UNKNOWN),
               ("Is {p} happy?", UNKNOWN), ("What is {p} doing?", UNKNOWN),
@@ -104,7 +111,8 @@ class World:
             form = form.replace("{r} {t}", "{t} to {r}") if forms is GIVE else form.replace("up {t}", "{t} up").replace("down {t}", "{t} down")
         self.hero, self.object = other or person, thing or None
         away = rng.choice([l for l in self.places if l != place] or ["street"])
-        text = form.format(p=who, t=what, n=thing, l=place, g=rng.choice(GO) if rng.random() < 0.93 else made_up(rng) + rng.choice(["s to", "ed to", "s into", "s in"]), r=other, h=home or away, o=away)
+        goes = rng.choice(GO) if rng.random() < 0.93 else made_up(rng) + rng.choice(["s to", "ed to", "s into", "s in"])
+        text = form.format(p=who, t=what, n=thing, l=place, g=goes, r=other, h=home or away, o=away)
         return statement(rng, upper_first(text))
 
     def held(self, person):
@@ -218,7 +226,8 @@ class World:
             person = rng.choice(list(self.at))
             return question(rng, [form.format(p=person, l=self.at[person])]), answer
         kind = rng.choices(["person", "thing", "who", "what", "who in", "whether"],
-                           [3 * (unknown or bool(self.at)), 4 * (unknown or bool(seen)), 3 * (unknown or bool(seen)), 2.5, 0.3 * bool(self.at), 0.3 * bool(self.at)])[0]
+                           [3 * (unknown or bool(self.at)), 4 * (unknown or bool(seen)), 3 * (unknown or bool(seen)), 2.5,
+                            0.3 * bool(self.at), 0.3 * bool(self.at)])[0]
         if kind in ("who in", "whether"):
             return self.ask_place(kind)
         if kind in ("person", "what"):

@@ -63,9 +63,11 @@ NUMBERS = [str(i) for i in range(100)]
 LETTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 DISTRACTORS = [
-    "The sky is clear.", "It is Monday.", "The dog sleeps.", "It rains today.", "The cat looks out.", "The sun is warm.", "A bird sings.", "It is late.",
+    "The sky is clear.", "It is Monday.", "The dog sleeps.", "It rains today.", "The cat looks out.", "The sun is warm.", "A bird sings.",
+    "It is late.",
     "The wind is cold.", "The music is loud.", "The train is late.", "The clock ticks.", "It is quiet here.", "The soup is hot.", "I am tired.",
-    "That is nice.", "What a day!", "I like tea.", "We have time.", "Let me think.", "Hm.", "OK.", "Listen.", "Nothing else happens.", "So far so good.",
+    "That is nice.", "What a day!", "I like tea.", "We have time.", "Let me think.", "Hm.", "OK.", "Listen.", "Nothing else happens.",
+    "So far so good.",
 ]
 SYLLABLES = ("ba be bi bo bra ca ce co chi cla da de di do dra fa fe fi fo ga ge go gri ha he hi ho ja jo ju ka ke ki ko kra la le li lo lu ma me mi mo mu na "
              "ne ni no nu pa pe pi po pri ra re ri ro ru sa se si so sha ste ta te ti to tho tu va ve vi wa we ya yo yu za ze zo an en in on ar er or al el "
