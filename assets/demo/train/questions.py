@@ -2,7 +2,7 @@
 
     python questions.py check              no name of theirs in the word lists; which of their sentences are the generator's
     python questions.py CHECKPOINT_DIR     the greedy answers, judged
-    python questions.py --program PROGRAM  the same by the built program, one run of its `chat` a question
+    python questions.py --program PROGRAM [CHECKPOINT_DIR]  the same by the built program, one run of its `chat` a question; its own model, or another
 
 A line has `group` (`inside` or `outside` the model's world; `listed` are questions that failed before), `messages` (what the user says, one
 turn each), and what decides on the last answer: for `inside` and `listed` every text of `must` occurs in it and none of `not`; for `outside`
@@ -57,10 +57,12 @@ def answers_of(folder):
     return answer
 
 
-def answers_by(program):
-    """The same by `chat` of the program with its own model, which takes a turn a line and prints the answers."""
+def answers_by(program, folder=None):
+    """The same by `chat` of the program, which takes a turn a line and prints the answers."""
+    command = [program, "chat", "--backend", "cpu", *(["--model", folder] if folder else [])]
+
     def answer(turns):
-        run = subprocess.run([program, "chat", "--backend", "cpu"], input="\n".join(turns) + "\n", capture_output=True, text=True, check=True)
+        run = subprocess.run(command, input="\n".join(turns) + "\n", capture_output=True, text=True, check=True)
         return [line for line in run.stdout.splitlines() if line.strip()][-1]
     return answer
 
@@ -118,4 +120,4 @@ def check():
 if __name__ == "__main__":
     if sys.argv[1] == "check":
         check()
-    judge(answers_by(sys.argv[2]) if sys.argv[1] == "--program" else answers_of(sys.argv[1]))
+    judge(answers_by(*sys.argv[2:4]) if sys.argv[1] == "--program" else answers_of(sys.argv[1]))
