@@ -1,6 +1,6 @@
 """Train the demo model; stops and goes on where it stood.
 
-    python train.py RUN_DIR [--tokens 10.5e6] [--decay 0.4]
+    python train.py RUN_DIR [--tokens 20e6] [--decay 0.4]
 
 RUN_DIR holds the tokenizer, the state to go on from (`state.pt`) and the log; `export.py` writes the checkpoint from it.
 """
@@ -89,7 +89,7 @@ def rate(step, tokens, total, decay):
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument("run", type=pathlib.Path)
-    a.add_argument("--tokens", type=float, default=10.5e6)
+    a.add_argument("--tokens", type=float, default=20e6)
     a.add_argument("--decay", type=float, default=0.4)
     a = a.parse_args()
     torch.manual_seed(SEED)
