@@ -6,43 +6,58 @@
 import json, random, re, sys
 
 from lists import Stack, copy, reverse
-from recall import MultiQuery, Recall
+from phrases import joined
+from recall import Corrections, MultiQuery, Recall
 from talk import Talk, outside, small_talk
 from tracking import World
 
-# Each task with its share of the training conversations and the largest training size: statements, items or keys.
+# Each task with its share of the training conversations and the longest of its training lengths: statements, items or keys.
+# Training goes to twice that, so that both classes of the evaluation are learnt.
 TASKS = {
-    "recall": (Recall, 18, 12), "tracking": (World, 28, 12), "copy": (copy, 18, 8), "reverse": (reverse, 20, 8),
-    "multi-query": (MultiQuery, 8, 8), "stack": (Stack, 12, 12), "talk": (Talk, 3, 1),
+    "recall": (Recall, 18, 12), "corrections": (Corrections, 11, 8), "tracking": (World, 24, 12), "copy": (copy, 14, 8), "reverse": (reverse, 16, 8),
+    "multi-query": (MultiQuery, 8, 8), "stack": (Stack, 12, 12), "talk": (Talk, 6, 1),
 }
-UNKNOWN = {Recall, World}  # tasks that can be asked about what they were never told
+UNKNOWN = {Recall, Corrections, World}  # tasks that can be asked about what they were never told
 ACKNOWLEDGE = "Noted."
 HELD_OUT = 1 << 40  # evaluation seeds start here; training seeds stay below
+FIXED = re.compile(r"I (?!don't know )|I don't know (why|when|who\.|what it)|Hello|You are|Thank|Try|Goodbye")  # answers without words of the user's
+OPENINGS = re.compile(r"^(the|your|you said|backwards|found|nobody|forgotten|noted)\b")
 
 
-def casual(rng, text):
-    """As people type: sometimes in lower case, sometimes without the last mark."""
-    if rng.random() < 0.1 and not re.search(r"\b(?!I [a-z])[A-Z]\b", text):
-        text = text.lower()
-    if rng.random() < 0.1 and text[-1] in ".?!":
-        text = text[:-1]
-    return text
+def small_letters(turns):
+    """Everything as typed without capitals; answers take over the spelling, and keep their own words as they are."""
+    out = []
+    for user, assistant in turns:
+        text = assistant if FIXED.match(assistant) else assistant.lower()
+        text = re.sub(r"^i don't", "I don't", OPENINGS.sub(lambda m: m[0].capitalize(), text))
+        out.append((user.lower(), text))
+    return out
+
+
+def casual(rng, turns):
+    """As people type: sometimes in small letters, sometimes without the last mark."""
+    if rng.random() < 0.12:
+        turns = small_letters(turns)
+    share = rng.choice([0, 0, 0.1, 0.5, 0.9])
+    return [(user[:-1] if rng.random() < share and user[-1] in ".?!" and len(user) > 1 else user, assistant) for user, assistant in turns]
 
 
 def turns_of(rng, task, questions):
     """(user, assistant) turns: the statements in one or several turns, questions beside them or in turns of their own."""
     left, out = task.statements, []
     pieces = rng.choice([1, 1, 1, 2, 3]) if left > 1 else 1
+    if 1 < left < 6 and rng.random() < 0.25:
+        pieces = left  # each in a turn of its own
     join = "\n" if rng.random() < 0.04 else " "
     for piece in range(pieces):
         last = piece == pieces - 1
-        count = left if last else rng.randint(0, left - 1)
-        said = [task.say() for _ in range(count)]
+        count = left if last else min(left - 1, 1 if pieces > 3 else rng.randint(0, left - 1))
+        said = joined(rng, [task.say() for _ in range(count)])
         left -= count
-        asked = questions if last else rng.randint(0, questions // 2) if left < task.statements else 0
+        asked = questions if last else rng.randint(0, questions // 2) if left < task.statements and pieces < 4 else 0
         questions -= asked
-        if said and (not asked or rng.random() < 0.4):
-            out.append((join.join(said), ACKNOWLEDGE))
+        if said and (not asked or rng.random() < 0.3):
+            out.append((join.join(said), task.note or ACKNOWLEDGE))
             said = []
         given = set()
         for _ in range(asked):
@@ -51,11 +66,13 @@ def turns_of(rng, task, questions):
                 out.append((join.join([*said, question]), answer))
                 said = []
             given.add(answer)
-    return [(casual(rng, user), assistant) for user, assistant in out]
+    return out
 
 
 def chat(rng):
-    return [(casual(rng, q), a) for q, a in [rng.choice([outside, small_talk])(rng)]]
+    """Small talk, a question outside the world, or one about something in it that nothing was told about."""
+    kind = rng.random()
+    return [small_talk(rng) if kind < 0.35 else outside(rng) if kind < 0.85 else make(rng, rng.choice(["recall", "tracking"]), 1, 1.0).ask()]
 
 
 def make(rng, name, n, unknown=0.0):
@@ -63,18 +80,22 @@ def make(rng, name, n, unknown=0.0):
     return kind(rng, n, unknown) if kind in UNKNOWN else kind(rng, n)
 
 
+def size(rng, most, scale):
+    """Up to the training lengths for half of the conversations, up to twice those for the others."""
+    return rng.randint(1, max(1, round(most * scale * rng.choice([1, 2]))))
+
+
 def conversation(rng, scale=1.0):
     """One training conversation: mostly one task with a few questions, sometimes with others around it."""
     names = list(TASKS)
-    count = rng.choices([1, 2, 3], [75, 20, 5])[0]
+    count = rng.choices([1, 2, 3], [80, 16, 4])[0]
     turns = []
     for name in dict.fromkeys(rng.choices(names, [TASKS[t][1] for t in names], k=count)):
-        n = rng.randint(1, max(1, round(TASKS[name][2] * scale)))
-        task = make(rng, name, n, unknown=0.3 if count == 1 else 0.0)
-        turns += turns_of(rng, task, 1 if name in ("copy", "reverse") else rng.choice([1, 2, 3, 5, 8]))
+        task = make(rng, name, size(rng, TASKS[name][2], scale), unknown=0.2 if count == 1 else 0.0)
+        turns += turns_of(rng, task, 1 if name in ("copy", "reverse") else rng.choice([1, 2, 4, 6, 9]))
         if rng.random() < 0.1:
             turns += chat(rng)
-    return turns
+    return casual(rng, turns)
 
 
 def evaluation_case(task, length, index):
@@ -87,6 +108,7 @@ def evaluation_case(task, length, index):
     if task == "talk":
         turns = [t for _ in range(rng.randint(0, 1) if length == "train" else rng.randint(2, 3)) for t in chat(rng)]
     turns += turns_of(rng, make(rng, name, n, unknown=1.0 if task == "unknown" else 0.0), 1)
+    turns = casual(rng, turns)
     messages = [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn)]
     return {"task": task, "length": length, "messages": messages[:-1], "answer": messages[-1]["content"]}
 
@@ -99,11 +121,11 @@ def evaluation_set(rows, start=0):
 def main():
     if sys.argv[1] == "show":
         rng = random.Random(int(sys.argv[2]) if len(sys.argv) > 2 else 1)
-        for _ in range(12):
+        for _ in range(int(sys.argv[3]) if len(sys.argv) > 3 else 12):
             print("\n".join(f"> {user}\n  {assistant}" for user, assistant in conversation(rng)), "\n")
     else:
         with open(sys.argv[2], "w") as out:
-            for row in evaluation_set(int(sys.argv[3]) if len(sys.argv) > 3 else 60):
+            for row in evaluation_set(int(sys.argv[3]) if len(sys.argv) > 3 else 50):
                 out.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

@@ -189,8 +189,8 @@ std::vector<at::Tensor> conv_backward(at::Tensor x, at::Tensor weight, at::Tenso
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-    m.def("forward", &forward);
-    m.def("backward", &backward);
-    m.def("conv_forward", &conv_forward);
-    m.def("conv_backward", &conv_backward);
+    m.def("forward", &forward, py::call_guard<py::gil_scoped_release>());
+    m.def("backward", &backward, py::call_guard<py::gil_scoped_release>());
+    m.def("conv_forward", &conv_forward, py::call_guard<py::gil_scoped_release>());
+    m.def("conv_backward", &conv_backward, py::call_guard<py::gil_scoped_release>());
 }

@@ -3,7 +3,7 @@
 Parameters carry the published names, but for the routed experts, which are stacked: `block_sparse_moe.experts.w1` is
 [experts, out, in]; `published` and `load_published` translate. Key width and value width are the same in every KDA head.
 """
-import math, pathlib
+import itertools, math, pathlib
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,11 @@ def config(vocab):
         "linear_attn_config": {"full_attn_layers": [4, 8], "head_dim": 32, "kda_layers": [1, 2, 3, 5, 6, 7], "num_heads": 4,
                                "short_conv_kernel_size": 4},
     }
+
+
+# How many tokens the queries, keys and values of a KDA layer's four heads are late at first, for layers in turn. Keys one late: what followed the
+# same token. Queries and keys late: what followed the item before the comma. Queries and values late: what stood before that item.
+LATE = [((0, 0, 0, 0), (1, 1, 0, 2), (0, 0, 0, 0)), ((0, 0, 1, 1), (1, 1, 2, 0), (0, 0, 0, 2)), ((0, 0, 2, 2), (1, 1, 3, 0), (0, 0, 0, 3))]
 
 
 class RMSNorm(nn.Module):
@@ -273,8 +278,8 @@ class KimiLinear(nn.Module):
     @torch.no_grad()
     def initialise(self, seed, copying=True):
         """Weights of unit gain; with `copying`, arranged so that a KDA layer starts near copying what followed the same token
-        before: queries like keys, keys of half the heads a token late, output like the transpose of values, head like the
-        embedding. (An initialisation that imitates what training would find: Trockman et al., arXiv 2410.11135.)"""
+        before: queries like keys, output like the transpose of values, head like the embedding, and convolutions that look some tokens
+        back (LATE). (An initialisation that imitates what training would find: Trockman et al., arXiv 2410.11135.)"""
         gen = torch.Generator().manual_seed(seed)
         depth = self.config["num_hidden_layers"]
         for name, p in self.named_parameters():
@@ -286,15 +291,14 @@ class KimiLinear(nn.Module):
             p.normal_(0, scale, generator=gen)
         if not copying:
             return
-        for layer in self.model.layers:
-            if isinstance(layer.self_attn, KDA):
-                layer.self_attn.q_proj.weight.copy_(layer.self_attn.k_proj.weight)
-                layer.self_attn.o_proj.weight.copy_(layer.self_attn.v_proj.weight.t() / math.sqrt(depth))
-                for conv, late in ((layer.self_attn.q_conv1d, (0, 0, 0, 0)), (layer.self_attn.k_conv1d, (1, 1, 0, 2)),
-                                   (layer.self_attn.v_conv1d, (0, 0, 0, 0))):
-                    conv.weight.uniform_(-0.1, 0.1, generator=gen)
-                    for head, taps in enumerate(conv.weight.squeeze(1).chunk(layer.self_attn.heads)):
-                        taps[:, -1 - late[head % 4]] += 1
+        attention = [layer.self_attn for layer in self.model.layers if isinstance(layer.self_attn, KDA)]
+        for kda, lates in zip(attention, itertools.cycle(LATE)):
+            kda.q_proj.weight.copy_(kda.k_proj.weight)
+            kda.o_proj.weight.copy_(kda.v_proj.weight.t() / math.sqrt(depth))
+            for conv, late in zip((kda.q_conv1d, kda.k_conv1d, kda.v_conv1d), lates):
+                conv.weight.uniform_(-0.1, 0.1, generator=gen)
+                for head, taps in enumerate(conv.weight.squeeze(1).chunk(kda.heads)):
+                    taps[:, -1 - late[head % 4]] += 1
         self.lm_head.weight.copy_(self.model.embed_tokens.weight * 0.2)
 
 

@@ -1,154 +1,187 @@
-"""Recall with overwriting: what things hold, cost or are; some of it changes; then questions.
+"""Recall with overwriting: what things hold, cost or are; some of it changes, is corrected, emptied or forgotten; then questions.
 
 A task has so many `statements`; `say()` makes the next one, `ask()` a question about those said so far, with its answer.
 """
+from facts import KINDS, SHARE, TOO_BIG
+from phrases import FIX, FIX_KEY, FORGET, FORGET_LAST, question, statement
 from words import *
 
-
-class Fact:
-    """One kind of fact: how it is stated, changed and asked for. {k} is the key, {v} the value."""
-
-    def __init__(self, keys, values, state, change, question, answer, unknown):
-        self.keys, self.values = keys, values
-        self.state, self.change, self.question, self.answer, self.unknown = state, change, question, answer, unknown
-
-
-def fill(form, key, value=""):
-    """A sentence; a variable keeps its case."""
-    text = form.format(k=key, v=value)
-    return text if len(key) == 1 else upper_first(text)
-
-
-def number(rng):
-    return rng.choice(NUMBERS)
-
-
-def thing(rng):
-    return a(rng.choice(THINGS))
-
-
-HOLDS = dict(
-    keys=lambda rng: f"the {rng.choice(COLOURS)} {rng.choice(CONTAINERS)}",
-    state=["{k} holds {v}.", "{k} holds {v}.", "{k} has {v}.", "{k} contains {v}.", "{k} has {v} in it.", "There is {v} in {k}.", "I put {v} in {k}.",
-           "In {k} there is {v}.", "{v} is in {k}."],
-    change=["Now {k} holds {v}.", "{k} now holds {v}.", "Now {k} has {v}.", "Now {k} contains {v}.", "{k} now contains {v}.", "Now there is {v} in {k}.",
-            "I replace it: {k} holds {v}.", "Then I put {v} in {k}.", "Actually, {k} holds {v}.", "Change {k} to {v}."],
-    question=["What does {k} hold?", "What does {k} hold?", "What is in {k}?", "What's in {k}?", "What does {k} contain?",
-              "What does {k} have?", "What does {k} hold now?", "What is in {k} now?", "Tell me what {k} holds.", "And {k}?",
-              "What is inside {k}?", "What about {k}?", "Do you know what is in {k}?"],
-    answer="{k} holds {v}.", unknown="I don't know what {k} holds.")
-COSTS = dict(
-    keys=lambda rng: f"the {rng.choice(THINGS)}", values=number,
-    state=["{k} costs {v}.", "{k} costs {v}.", "The price of {k} is {v}.", "{k} is priced at {v}.", "{k} sells for {v}."],
-    change=["Now {k} costs {v}.", "{k} now costs {v}.", "The price of {k} is now {v}.", "Now the price of {k} is {v}.",
-            "{k} goes up to {v}.", "{k} goes down to {v}.", "Actually, {k} costs {v}."],
-    question=["How much does {k} cost?", "What does {k} cost?", "How much is {k}?", "What is the price of {k}?", "What does {k} cost now?",
-              "How much does {k} cost now?", "Tell me the price of {k}.", "What about {k}?", "And {k}?"],
-    answer="{k} costs {v}.", unknown="I don't know what {k} costs.")
-COLOUR = dict(
-    keys=lambda rng: f"the {rng.choice(COLOURED + THINGS[:10])}", values=lambda rng: rng.choice(COLOURS),
-    state=["{k} is {v}.", "{k} is {v}.", "The colour of {k} is {v}.", "I paint {k} {v}."],
-    change=["Now {k} is {v}.", "{k} is now {v}.", "I paint {k} {v}.", "{k} turns {v}.", "The colour of {k} is now {v}.", "Actually, {k} is {v}."],
-    question=["What colour is {k}?", "What color is {k}?", "What is the colour of {k}?", "Which colour is {k}?", "What colour is {k} now?",
-              "Tell me the colour of {k}.", "What colour does {k} have?"],
-    answer="{k} is {v}.", unknown="I don't know what colour {k} is.")
-AGE = dict(
-    keys=lambda rng: rng.choice(PEOPLE), values=number,
-    state=["{k} is {v}.", "{k} is {v} years old.", "The age of {k} is {v}."],
-    change=["Now {k} is {v}.", "{k} is now {v}.", "{k} is now {v} years old.", "{k} turns {v}.", "Actually, {k} is {v}."],
-    question=["How old is {k}?", "How old is {k} now?", "What is the age of {k}?", "Tell me how old {k} is.", "What age is {k}?"],
-    answer="{k} is {v}.", unknown="I don't know how old {k} is.")
-LABEL = dict(
-    keys=lambda rng: f"the {rng.choice(LABELS)}", values=number,
-    state=["{k} is {v}.", "{k} is {v}.", "Remember that {k} is {v}.", "Let {k} be {v}."],
-    change=["Now {k} is {v}.", "{k} is now {v}.", "{k} changes to {v}.", "Actually, {k} is {v}."],
-    question=["What is {k}?", "What's {k}?", "What is {k} now?", "Tell me {k}.", "Do you remember {k}?"],
-    answer="{k} is {v}.", unknown="I don't know {k}.")
-VARIABLE = dict(
-    keys=lambda rng: rng.choice("abcdefghklmnpqrstuvwxyz"), values=number,
-    state=["{k} is {v}.", "{k} = {v}.", "Let {k} be {v}.", "Set {k} to {v}."],
-    change=["Now {k} is {v}.", "{k} is now {v}.", "{k} = {v}.", "Set {k} to {v}.", "Now {k} = {v}."],
-    question=["What is {k}?", "What's {k}?", "What is {k} now?", "What is the value of {k}?"],
-    answer="{k} is {v}.", unknown="I don't know {k}.")
-KINDS = [Fact(values=number, **HOLDS), Fact(values=thing, **HOLDS), Fact(**COSTS), Fact(**COLOUR), Fact(**AGE), Fact(**LABEL),
-         Fact(**VARIABLE)]
-SHARE = [34, 20, 16, 12, 6, 6, 6]
-
-
-def keys_of(rng, kind, n):
-    keys, misses = [], 0
-    while len(keys) < n and misses < 50:
-        key = kind.keys(rng)
-        if key in keys:
-            misses += 1
-        else:
-            keys.append(key)
-    return keys
-
-
-def some_keys(rng, kind, n):
-    """Half of the time, boxes of one noun only: `the red box`, `the blue box`, ..."""
-    if kind.keys is HOLDS["keys"] and rng.random() < 0.5:
-        noun = "box" if rng.random() < 0.6 else rng.choice(CONTAINERS)
-        return [f"the {c} {noun}" for c in rng.sample(COLOURS, min(n, len(COLOURS)))]
-    return keys_of(rng, kind, n)
-
-
-def same_form(rng, forms):
-    """One wording for a whole conversation, or any of them for each sentence."""
-    return [rng.choice(forms)] if rng.random() < 0.4 else forms
+EMPTY = object()
 
 
 class Recall:
-    """n statements about keys of one kind: first values, changes of them, and remarks beside the point."""
+    """n statements about keys of one kind: first values, changes and corrections of them, and remarks beside the point."""
 
-    def __init__(self, rng, n, unknown=0.0):
-        self.rng, self.statements, self.unknown = rng, n, unknown
+    def __init__(self, rng, n, unknown=0.0, fixes=0.15):
+        self.rng, self.statements, self.unknown, self.fixes = rng, n, unknown, fixes
         self.kind = rng.choices(KINDS, SHARE)[0]
-        changes, self.noise = rng.randint(n // 4, n // 2), rng.randint(0, n // 4) / n
-        self.waiting = some_keys(rng, self.kind, max(1, round((n - changes) * (1 - self.noise))) + 1)
-        self.missing = self.waiting.pop() if len(self.waiting) > 1 else None
-        self.state, self.change = same_form(rng, self.kind.state), same_form(rng, self.kind.change)
-        self.known, self.left = {}, n
+        changes, self.noise = rng.randint(n // 4, n // 2), rng.choice([0, 0.05, 0.15, 0.25])
+        self.waiting = self.kind.several_keys(rng, max(1, round((n - changes) * (1 - self.noise))) + 2)
+        self.missing = self.waiting.pop()
+        self.same = rng.random() < 0.3
+        self.forms = {}
+        self.known, self.left, self.last, self.fresh, self.gone = {}, n, None, False, []
+        self.note = None  # what the assistant says if the last statement ends a turn
+
+    def form(self, name):
+        """One wording for a whole conversation, or a new one for each sentence."""
+        if not self.same or name not in self.forms:
+            self.forms[name] = self.rng.choice(getattr(self.kind, name))
+        return self.forms[name]
+
+    def fill(self, form, key, value="", old=""):
+        key_said = key.said(self.rng)
+        text = form.format(k=key_said, v=value, w=old, o=self.kind.value(self.rng))
+        return text if len(key_said) == 1 or form[0] == "{" and form[1] in "vw" and value[0].isdigit() else upper_first(text)
+
+    def new_value(self, key):
+        value = self.kind.value(self.rng)
+        while value == self.known.get(key):
+            value = self.kind.value(self.rng)
+        return value
 
     def say(self):
-        rng = self.rng
+        rng, self.note = self.rng, None
         self.left -= 1
         if self.known and rng.random() < self.noise:
             return rng.choice(DISTRACTORS)
+        if self.last in self.known and rng.random() < self.fixes:
+            return self.fix()
         fresh = self.waiting and (not self.known or rng.random() < len(self.waiting) / (self.left + 1))
+        if not fresh and rng.random() < 0.06:
+            return self.forget()
         key = self.waiting.pop() if fresh else rng.choice(list(self.known))
-        value = self.kind.values(rng)
-        while value == self.known.get(key):
-            value = self.kind.values(rng)
-        form = rng.choice(self.change if key in self.known else self.state)
-        self.known[key] = value
-        return fill(form, key, value)
+        self.fresh, self.last, old = fresh, key, self.known.get(key)
+        if self.kind.empty and rng.random() < 0.08:
+            self.known[key] = EMPTY
+            text = self.fill(rng.choice(self.kind.empty if old in (None, EMPTY) else self.kind.emptied), key, old if isinstance(old, str) else "")
+            return statement(rng, text)
+        value = self.known[key] = self.new_value(key)
+        self.note = TOO_BIG if self.kind.too_big(value) else None
+        name = "state" if fresh or old is EMPTY else "change"
+        text = self.fill(self.form(name), key, value)
+        if fresh and self.waiting and text.endswith(f"{value}.") and rng.random() < 0.06:
+            other = self.last = self.waiting.pop()
+            self.known[other] = self.new_value(other)
+            text = f"{text[:-1]}{rng.choice([' and ', ', ', ', and '])}{other.said(rng)} {self.known[other]}."
+        return statement(rng, text)
+
+    def fix(self):
+        """The last statement is corrected: its value, or which key it was about."""
+        rng, key = self.rng, self.last
+        old = self.known[key]
+        other = key.sibling(rng, [*self.known, *self.waiting, self.missing])
+        if other and self.fresh and rng.random() < 0.3:
+            del self.known[key]
+            self.known[other], self.last = old, other
+            self.gone.append(key)
+            return rng.choice(FIX_KEY).format(a=other.adjective, b=key.adjective, n=key.noun)
+        if old is EMPTY:
+            return rng.choice(DISTRACTORS)
+        if self.kind.empty and rng.random() < 0.12:
+            self.known[key] = EMPTY
+            return upper_first(rng.choice(self.kind.emptied_last).format(w=old))
+        value = self.known[key] = self.new_value(key)
+        self.note = TOO_BIG if self.kind.too_big(value) else None
+        forms = FIX + self.kind.fix if rng.random() < 0.85 else self.kind.change
+        return self.fill(rng.choice(forms), key, value, old)
+
+    def forget(self):
+        rng = self.rng
+        key = self.last if self.last in self.known and rng.random() < 0.4 else rng.choice(list(self.known))
+        if len(self.known) < 2 and rng.random() < 0.5:
+            return rng.choice(DISTRACTORS)
+        del self.known[key]
+        self.gone.append(key)
+        self.note = "Forgotten."
+        last, self.last = self.last, None
+        return rng.choice(FORGET_LAST) if key is last and rng.random() < 0.6 else self.fill(rng.choice(FORGET), key)
 
     def ask(self):
-        form = self.rng.choice(self.kind.question)
-        if self.missing and self.rng.random() < self.unknown:
-            return fill(form, self.missing), fill(self.kind.unknown, self.missing)
-        key = self.rng.choice(list(self.known))
-        return fill(form, key), fill(self.kind.answer, key, self.known[key])
+        rng, kind = self.rng, self.kind
+        topic, self.last, self.fresh = self.last, None, False
+        if not self.known or rng.random() < self.unknown:
+            key = rng.choice(self.gone) if self.gone and rng.random() < 0.5 else self.missing
+            return self.asked(kind.question, kind.indirect, key), upper_first(kind.unknown.format(k=key.named))
+        key = self.last = rng.choice(list(self.known))
+        value = self.known[key]
+        if rng.random() < 0.06:
+            return self.impossible(key)
+        if kind.reverse and rng.random() < 0.06 and value is not EMPTY and list(self.known.values()).count(value) == 1:
+            return question(rng, [f.format(v=value, n=key.noun) for f in kind.reverse]), self.answer(key)
+        if topic in self.known and rng.random() < 0.15:
+            self.last = topic
+            return question(rng, kind.it), self.answer(topic)
+        if rng.random() < 0.06:
+            other = rng.choice([kind.value(rng), str(self.shown(key))])
+            return question(rng, [f.format(k=key.said(rng), o=other) for f in kind.whether]), self.answer(key)
+        return self.asked(kind.question, kind.indirect, key), self.answer(key)
+
+    def asked(self, direct, indirect, key):
+        said = key.asked(self.rng)
+        return question(self.rng, [f.format(k=said) if len(said) == 1 else upper_first(f.format(k=said)) for f in direct],
+                        [f.format(k=said) for f in indirect])
+
+    def shown(self, key):
+        return "nothing" if self.known[key] is EMPTY else self.known[key]
+
+    def answer(self, key):
+        value = self.known[key]
+        if value is EMPTY:
+            text = f"{key.named} is empty."
+        elif self.kind.too_big(value):
+            return TOO_BIG
+        else:
+            text = self.kind.answer.format(k=key.named, v=value)
+        return text if len(key.named) == 1 else upper_first(text)
+
+    def impossible(self, key):
+        rng = self.rng
+        form, answer = rng.choice(self.kind.impossible)
+        other = rng.choice(list(self.known))
+        return question(rng, [upper_first(form.format(k=key.said(rng), v=self.shown(key), j=other.said(rng), n=key.noun))]), answer
+
+
+class Corrections(Recall):
+    """The same with many corrections."""
+
+    def __init__(self, rng, n, unknown=0.0):
+        super().__init__(rng, n, unknown, fixes=0.6)
 
 
 class MultiQuery:
     """Many keys, then several asked for at once; answered as a list in the order asked."""
 
     def __init__(self, rng, n):
-        keys = rng.sample(rng.choice([THINGS, THINGS, COLOURS if n <= len(COLOURS) else PLACES]), n)
-        value = rng.choice([number, number, lambda rng: rng.choice(LETTERS)])
-        self.rng, self.statements, self.known = rng, 1, {key: value(rng) for key in keys}
+        keys = several(rng.choice([thing, thing, colour, place, person, lambda r: r.choice(ANIMALS + THINGS)]), rng, n)
+        if rng.random() < 0.5:
+            keys = [k.lower() for k in keys]
+        value = rng.choice([lambda r: r.choice(NUMBERS)] * 3 + [lambda r: r.choice(LETTERS), thing, colour])
+        self.rng, self.statements, self.note = rng, 1, None
+        self.known = {key: value(rng) for key in keys}
 
     def say(self):
-        form = self.rng.choice(["{k} is {v}", "{k} {v}", "{k}: {v}", "{k} = {v}"])
-        opening = self.rng.choice(["Remember: ", "Remember this: ", "Learn this: ", "Here is a list: ", "Pairs: ", ""])
-        return opening + ", ".join(form.format(k=k, v=v) for k, v in self.known.items()) + "."
+        form = self.rng.choice(["{k} is {v}", "{k} {v}", "{k}: {v}", "{k} = {v}", "{k}={v}", "{k} has {v}", "the {k} has {v}",
+                                "the {k} is {v}", "{k} costs {v}",
+                                "{k}:{v}", "{k} - {v}", "{k} gets {v}", "{v} for {k}", "the {k} costs {v}"])
+        opening = self.rng.choice(["Remember: ", "Remember this: ", "Learn this: ", "Here is a list: ", "Pairs: ", "My list: ", "Note: ",
+                                   "Prices: ", "", "", "", ""])
+        join = self.rng.choice([", ", ", ", ", ", "; ", ","])
+        pairs = [form.format(k=k, v=v) for k, v in self.known.items()]
+        text = join.join(pairs) if self.rng.random() < 0.7 or len(pairs) == 1 else listing(pairs)
+        return upper_first(opening + text) + "." if self.rng.random() < 0.5 else opening + text + "."
 
     def ask(self):
-        n = len(self.known)
-        asked = self.rng.sample(list(self.known), self.rng.randint(min(n, 2), max(1, n // 2)) if n > 3 else n)
-        form = self.rng.choice(["What are {k}?", "What is {k}?", "Give me {k}.", "Tell me {k}.", "Look up {k}.", "And {k}?",
-                                "Find {k}."])
-        return form.format(k=listing(asked)), "Found: " + ", ".join(f"{k} {self.known[k]}" for k in asked) + "."
+        rng, n = self.rng, len(self.known)
+        count = rng.randint(min(n, 2), max(1, n // 2)) if n > 3 else rng.choice([n, max(1, n - 1)])
+        asked = rng.sample(list(self.known), count)
+        the = rng.choice(["", "", "the "])
+        said = listing([the + k for k in asked])
+        forms = ["What are {k}?", "What is {k}?", "Give me {k}.", "Tell me {k}.", "Look up {k}.", "And {k}?", "Find {k}.", "How much are {k}?",
+                 "How much is {k}?", "What do {k} have?", "What does {k} have?", "What do {k} cost?", "What number is {k}?",
+                 "Which numbers have {k}?",
+                 "What belongs to {k}?", "What about {k}?", "I need {k}.", "Show me {k}.", "What did I say for {k}?", "Values of {k}?",
+                 "What are the values for {k}?",
+                 "Read me {k}.", "Now {k}.", "Please give me {k}.", "Which values do {k} have?", "What goes with {k}?", "{k}?", "Say {k}."]
+        return question(rng, [upper_first(f.format(k=said)) if f[0] != "{" else f.format(k=said) for f in forms]), \
+            "Found: " + ", ".join(f"{k} {self.known[k]}" for k in asked) + "."

@@ -3,9 +3,12 @@
     python tokenizer.py OUT_DIR
 """
 import base64, json, pathlib, random, sys
+from collections import Counter
 
-import tiktoken
+import regex, tiktoken
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+import words
 
 HAN_FREE_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
 HAN_FREE_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
@@ -29,6 +32,11 @@ SPECIAL = {
 }
 SPECIALS = 256
 ORDINARY = 1152
+PAIRS = [f"{i:02}" for i in range(100)]
+SPACED = 212  # words with a space before them
+KNOWN = set("Mary John Reverse Backwards Copy Repeat Push Pop".split() + words.PLACES + words.THINGS + words.COLOURS + words.KINDS_OF_BOX)
+BOOST = 4  # how much more these words count, so that they are whole tokens
+DAMPING = 0.75  # words count by this power of their frequency, so that rare ones get pieces too
 
 
 def byte_tokens():
@@ -37,20 +45,39 @@ def byte_tokens():
     return [bytes([b]) for b in plain + sorted(set(range(256)) - set(plain))]
 
 
-def train(texts, vocab):
+def pieces(counts, vocab):
+    """`vocab` merges of byte-pair encoding, in order, trained on words with so many occurrences; words are given without spaces."""
     t = Tokenizer(models.BPE())
     t.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(PATTERN), "isolated", invert=False),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    t.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=vocab, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    t.train_from_iterator((word for word, count in counts.items() for _ in range(count)), trainers.BpeTrainer(
+        vocab_size=len(alphabet) + vocab, initial_alphabet=alphabet, show_progress=False))
     # ByteLevel writes each byte as one printable character: the printable bytes as themselves, the rest from 256 on.
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     byte_of = {chr(b): b for b in plain}
     byte_of |= {chr(256 + i): b for i, b in enumerate(sorted(set(range(256)) - set(plain)))}
     tokens = sorted(t.get_vocab().items(), key=lambda kv: kv[1])
-    tokens = [bytes(byte_of[ch] for ch in token) for token, _ in tokens]
-    return byte_tokens() + [t for t in tokens if len(t) > 1]
+    return [bytes(byte_of[ch] for ch in token) for token, _ in tokens if len(token) > 1]
+
+
+def train(texts):
+    """The tokens in order of rank: bytes, numbers of two digits, pieces of words, and the most frequent whole words with a space before them.
+
+    A space is part of a token only before a whole word. So a word that comes in pieces has the same pieces at the start of a text and within it,
+    which makes it easy to copy."""
+    counts, spaced = Counter(), Counter()
+    for text in texts:
+        for piece in regex.findall(PATTERN.replace("&&[^\\p{Han}]", ""), text):
+            word = piece.strip()
+            if word and word[0].isalpha():
+                counts[word] += 1
+                spaced[word] += piece[0] == " "
+    weights = {word: round(10 * count ** DAMPING * (BOOST if word in KNOWN else 1)) for word, count in counts.items()}
+    merges = pieces(weights, ORDINARY - 256 - len(PAIRS) - SPACED)
+    whole = [w for w, _ in spaced.most_common() if w in ("a", "I") or w.encode() in set(merges)][:SPACED]
+    return byte_tokens() + [p.encode() for p in PAIRS] + merges + [b" " + w.encode() for w in whole]
 
 
 class ChatTokenizer:
@@ -92,9 +119,9 @@ class ChatTokenizer:
 def write(out):
     from data import conversation
     rng = random.Random(5)
-    texts = [text for _ in range(60000) for turn in conversation(rng) for text in turn]
+    texts = [text for _ in range(20000) for turn in conversation(rng) for text in turn]
     texts += ["user", "assistant", "system"] * 20000
-    tokens = train(texts, ORDINARY)
+    tokens = train(texts)
     out.mkdir(parents=True, exist_ok=True)
     (out / "tiktoken.model").write_text("".join(f"{base64.b64encode(t).decode()} {i}\n" for i, t in enumerate(tokens)))
     added = {str(len(tokens) + i): {"content": s, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False,
