@@ -28,9 +28,8 @@ attempts() {
     done
 }
 
-# One failed case of each operation, six at most: without graphs, with kernels that start when those in front of them have
-# ended, waiting for each launch, with code that the driver compiles
-# from PTX instead of ptxas's, and with the checkers.
+# One failed case of each operation, six at most: without graphs, without programmatic dependent launch, waiting for each
+# launch, with code that the driver compiles from PTX instead of ptxas's, and with the checkers.
 isolate() {
     local failed=() number checker
     within 110
