@@ -166,7 +166,7 @@ fuzz-headers = KIMI_LINEAR_FUZZ_CASES=$(1) $(CARGO) test $(PROFILE) --locked --l
 	$(foreach seed,fixed drawn,checkpoint::$(2)::tests::mutated::$(seed)::$(3)) | tee /dev/stderr | grep -q '2 passed'
 
 fuzz: install-rust-components
-	$(call fuzz-headers,140000000,gguf,any_bytes_after_the_magic_are_read_or_refused)
+	$(call fuzz-headers,210000000,gguf,any_bytes_after_the_magic_are_read_or_refused)
 	$(call fuzz-headers,215000000,gguf,headers_with_other_bytes_are_read_or_refused)
 	$(call fuzz-headers,120000000,gguf,headers_with_other_numbers_are_read_or_refused)
 	$(call fuzz-headers,300000000,header,headers_with_other_bytes_are_read_or_refused)

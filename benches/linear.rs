@@ -10,7 +10,7 @@ use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{
-    Backend, Batch, Capacity, Element, Linear, Op, Program, Rows, Segment, Shard, Slot, Step,
+    Backend, Batch, Capacity, Element, Linear, Op, Place, Program, Rows, Segment, Slot, Step,
     TensorValues, WeightPart, WeightSource,
 };
 use kimi_linear::checkpoint::Format;
@@ -64,7 +64,7 @@ fn products(name: &str, rows: usize, weights: usize) -> (CpuBackend, Box<dyn Ste
                 format: format(name),
                 bytes: vec![0x3c; stored(name)].into(),
             }],
-            shard: Shard::WHOLE,
+            place: Place::default(),
         };
         let weight = backend.weight(source).unwrap();
         Op::from(Linear {

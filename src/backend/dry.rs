@@ -2,13 +2,28 @@
 //!
 //! It is used to build, check and print a model's program without weights and without a device.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use super::{
     Backend, Batch, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord,
-    Program, RandomWeight, Result, Rows, Shard, Slot, StateLayout, StatePool, StateRecord, Step,
+    Program, RandomWeight, Result, Rows, Slot, StateLayout, StatePool, StateRecord, Step,
     StepOutput, Tensor, TensorValues, Ticket, Weight, WeightSource, check,
 };
 use crate::config::Dtype;
 use crate::error::BackendError;
+
+/// The memory in bytes that a device would have used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Used {
+    /// Weights: those of random numbers in the dtypes of an unquantised model.
+    pub weights: u64,
+    /// KDA states and convolution states.
+    pub states: u64,
+    /// Latents.
+    pub latents: u64,
+    /// Activations, in f32.
+    pub activations: u64,
+}
 
 /// Creates handles.
 pub struct DryBackend {
@@ -16,6 +31,7 @@ pub struct DryBackend {
     weights: usize,
     tensors: usize,
     pools: usize,
+    used: Arc<Mutex<Used>>,
 }
 
 impl DryBackend {
@@ -34,7 +50,18 @@ impl DryBackend {
             weights: 0,
             tensors: 0,
             pools: 0,
+            used: Arc::default(),
         }
+    }
+
+    /// What its memory would have been used for so far, and is later.
+    #[must_use]
+    pub fn used(&self) -> Arc<Mutex<Used>> {
+        Arc::clone(&self.used)
+    }
+
+    fn count(&self, add: impl FnOnce(&mut Used)) {
+        add(&mut self.used.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
@@ -63,15 +90,18 @@ impl Backend for DryBackend {
         &self.device
     }
 
-    fn shard(&self) -> Shard {
-        Shard::WHOLE
-    }
-
     fn weight(&mut self, source: WeightSource) -> Result<Weight> {
+        let bytes: usize = source.parts.iter().map(|part| part.bytes.len()).sum();
+        self.count(|used| used.weights += bytes as u64);
         Ok(source.handle(next(&mut self.weights)))
     }
 
     fn random_weight(&mut self, weight: RandomWeight) -> Result<Weight> {
+        let bytes = weight
+            .format
+            .bytes(1, weight.elements())
+            .unwrap_or_default();
+        self.count(|used| used.weights += bytes as u64);
         Ok(weight.handle(next(&mut self.weights)))
     }
 
@@ -82,6 +112,7 @@ impl Backend for DryBackend {
         width: usize,
         element: Element,
     ) -> Result<Tensor> {
+        self.count(|used| used.activations += 4 * (capacity * width) as u64);
         Ok(Tensor {
             id: next(&mut self.tensors),
             rows,
@@ -101,11 +132,14 @@ impl Backend for DryBackend {
 
     fn state_pool(&mut self, layout: StateLayout) -> Result<StatePool> {
         let id = next(&mut self.pools);
+        self.count(|used| used.states += layout.bytes());
         Ok(StatePool { id, layout })
     }
 
     fn latent_pool(&mut self, layout: LatentLayout) -> Result<LatentPool> {
         let id = next(&mut self.pools);
+        let bytes = layout.len() * layout.dtype.size();
+        self.count(|used| used.latents += bytes as u64);
         Ok(LatentPool { id, layout })
     }
 
@@ -138,7 +172,7 @@ impl Backend for DryBackend {
     }
 
     fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>> {
-        check::program(program, &capacity, self.shard())?;
+        check::program(program, &capacity)?;
         let names = program.ops.iter().map(super::Op::name).collect();
         Ok(Box::new(DryStep(names)))
     }

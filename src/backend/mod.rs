@@ -13,7 +13,6 @@ mod batch;
 mod block;
 mod check;
 mod choose;
-mod collective;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -21,13 +20,19 @@ pub(crate) mod draw;
 pub mod dry;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
+#[cfg(not(target_arch = "wasm32"))]
+mod group;
 mod handles;
 mod host;
 mod operation;
+mod parallelism;
+mod place;
 mod pool;
 mod program;
 mod random;
 mod record;
+#[cfg(not(target_arch = "wasm32"))]
+mod relocate;
 mod tensor;
 mod ticket;
 pub mod trace;
@@ -38,9 +43,12 @@ pub mod wgpu;
 pub use batch::{Batch, Capacity, FedToken, OutputRow, Segment, StateCheckpoint};
 pub use block::{AddNorm, KdaBlock, MlaBlock, MlpBlock, MoeBlock};
 pub use choose::{BackendKind, devices, open};
-pub use collective::{Alone, Collective, Shard, Threads};
 pub use draw::{Draw, DrawCapacity, Drawn, LogitChange};
+#[cfg(not(target_arch = "wasm32"))]
+pub use group::{Group, Traffic};
 pub use operation::*;
+pub use parallelism::Parallelism;
+pub use place::{Cut, Place, Shard};
 pub use pool::{Block, LatentLayout, LatentPool, Slot, StateLayout, StatePool};
 pub use program::Program;
 pub use random::{Random, RandomWeight};
@@ -74,7 +82,7 @@ pub struct Device {
     pub index: usize,
     /// The device's own name.
     pub name: String,
-    /// Memory for weights, states and caches in bytes, if the device reports it.
+    /// Memory for weights, states and caches in bytes, if the device reports it; of a group, that of the device with the least.
     pub memory_bytes: Option<u64>,
     /// The dtype of its activations; accumulation, states, gates, softmax and router are f32 on all of them.
     pub precision: Dtype,
@@ -82,7 +90,7 @@ pub struct Device {
     pub cache: Dtype,
 }
 
-/// Memory and steps of one device (or of one rank of several).
+/// Memory and steps of one device, or of a [`Group`] of several.
 ///
 /// Handles ([`Weight`], [`Tensor`], [`StatePool`], [`LatentPool`]) belong to the backend that created them; their use with
 /// another backend is refused if it can be detected.
@@ -95,8 +103,10 @@ pub trait Backend: MaybeSend {
         false
     }
 
-    /// The part of heads, experts and vocabulary on this backend; [`Shard::WHOLE`] on one device.
-    fn shard(&self) -> Shard;
+    /// The number of devices that [split tensors](Backend::split_tensor) are divided among.
+    fn ranks(&self) -> usize {
+        1
+    }
 
     /// Loads a weight. Bytes that the device can read in place are not copied; others are streamed to it.
     ///
@@ -140,6 +150,20 @@ pub trait Backend: MaybeSend {
         width: usize,
         element: Element,
     ) -> Result<Tensor>;
+
+    /// Plans an activation of which every rank of a group has an equal part of the columns; on one device it is like any other.
+    ///
+    /// # Errors
+    /// Too little memory.
+    fn split_tensor(
+        &mut self,
+        rows: Rows,
+        capacity: usize,
+        width: usize,
+        element: Element,
+    ) -> Result<Tensor> {
+        self.tensor(rows, capacity, width, element)
+    }
 
     /// Overwrites a tensor's first rows, `values.len() / width` of them.
     ///

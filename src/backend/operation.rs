@@ -68,6 +68,12 @@ ops! {
     Route(Route) = "route", Route;
     /// The routed experts of this rank: `output[t] = sum_e w_e down_e(silu(gate_e x) * up_e x)`.
     Experts(Experts) = "experts", Experts;
+    /// The results of the chosen experts of this rank, not yet weighted and added: `output[t, i] = down_e(silu(gate_e x) * up_e x)`
+    /// for e = `experts[t, i]`. Those of other ranks' experts are undefined.
+    ExpertRows(ExpertRows) = "expert_rows", ExpertRows;
+    /// `output[t] = sum_i weights[t, i] rows[t, i]`, in the order of the row's choices: with [`Op::ExpertRows`] of all experts
+    /// the same as [`Op::Experts`].
+    ExpertsCombine(ExpertsCombine) = "experts_combine", ExpertsCombine;
     /// `output = silu(input[..n]) * input[n..]`.
     Swiglu(Swiglu) = "swiglu", Swiglu;
     /// `target += source`.
@@ -207,6 +213,14 @@ impl Op {
             Self::Experts(op) => {
                 let reads = [op.input, op.experts, op.weights];
                 of(&reads, &[op.gate, op.up, op.down], &[op.output])
+            }
+            Self::ExpertRows(op) => {
+                let reads = [op.input, op.experts];
+                of(&reads, &[op.gate, op.up, op.down], &[op.output])
+            }
+            Self::ExpertsCombine(op) => {
+                let reads = [op.experts, op.weights, op.rows];
+                of(&reads, &[], &[op.output])
             }
             Self::Swiglu(op) => of(&[op.input], &[], &[op.output]),
             Self::Add(op) => of(&[op.source, op.target], &[], &[op.target]),
@@ -487,6 +501,53 @@ pub struct Experts {
     pub output: Tensor,
 }
 
+impl Experts {
+    /// The results before their sum.
+    pub(crate) fn rows(&self, output: Tensor) -> ExpertRows {
+        ExpertRows {
+            input: self.input,
+            experts: self.experts,
+            gate: self.gate,
+            up: self.up,
+            down: self.down,
+            first_expert: self.first_expert,
+            output,
+        }
+    }
+}
+
+/// Arguments of [`Op::ExpertRows`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExpertRows {
+    /// `[T, d]`.
+    pub input: Tensor,
+    /// `[T, top_k]`, from [`Route::experts`].
+    pub experts: Tensor,
+    /// `[local experts, n, d]` (w1 on disk).
+    pub gate: Weight,
+    /// `[local experts, n, d]` (w3 on disk).
+    pub up: Weight,
+    /// `[local experts, d, n]` (w2 on disk).
+    pub down: Weight,
+    /// The id of the first expert of this rank.
+    pub first_expert: usize,
+    /// `[T, top_k * d]`, f32.
+    pub output: Tensor,
+}
+
+/// Arguments of [`Op::ExpertsCombine`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExpertsCombine {
+    /// `[T, top_k]`, from [`Route::experts`].
+    pub experts: Tensor,
+    /// `[T, top_k]`, from [`Route::weights`].
+    pub weights: Tensor,
+    /// `[T, top_k * d]`, f32: from [`ExpertRows::output`] of every rank.
+    pub rows: Tensor,
+    /// `[T, d]`.
+    pub output: Tensor,
+}
+
 /// Arguments of [`Op::Swiglu`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Swiglu {
@@ -515,9 +576,9 @@ pub struct AllReduce {
 /// Arguments of [`Op::AllGather`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AllGather {
-    /// `[rows, n]`.
+    /// `[rows, n]`, a [split tensor](super::Backend::split_tensor).
     pub input: Tensor,
-    /// `[rows, ranks * n]`.
+    /// `[rows, n]`.
     pub output: Tensor,
 }
 

@@ -1,7 +1,7 @@
 //! Random numbers that a device generates, so that a model of any size can be measured without its files: uniform, seeded,
 //! and the same to the bit on every backend. They are for measurements and tests only.
 
-use super::{Shard, Weight};
+use super::{Place, Weight};
 use crate::checkpoint::Format;
 use crate::error::BackendError;
 
@@ -32,8 +32,8 @@ pub struct RandomWeight {
     pub rows: usize,
     /// Columns per row.
     pub columns: usize,
-    /// The part of heads, experts and vocabulary that this rank has.
-    pub shard: Shard,
+    /// Where it belongs in a model that several devices share.
+    pub place: Place,
     /// Its numbers; the index of an element counts through stack, rows and columns.
     pub random: Random,
 }
@@ -97,7 +97,7 @@ impl RandomWeight {
             stack: self.stack,
             rows: self.rows,
             columns: self.columns,
-            shard: self.shard,
+            shard: self.place.shard,
         }
     }
 

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::{Result, Shard};
+use super::{Place, Result, Shard};
 use crate::checkpoint::Format;
 use crate::error::BackendError;
 
@@ -52,8 +52,8 @@ pub struct WeightSource {
     pub first_column: usize,
     /// The stored rows, concatenated.
     pub parts: Vec<WeightPart>,
-    /// The part of heads, experts and vocabulary that this rank has.
-    pub shard: Shard,
+    /// Where it belongs in a model that several devices share.
+    pub place: Place,
 }
 
 /// A part that was checked to fit its weight: its range of rows, and the bytes of this rank's columns in each row.
@@ -91,7 +91,7 @@ impl WeightSource {
             stack: self.stack,
             rows: self.rows,
             columns: self.columns,
-            shard: self.shard,
+            shard: self.place.shard,
         }
     }
 
@@ -221,7 +221,7 @@ mod tests {
             stored_columns: 8,
             first_column: 0,
             parts: vec![toy(3), dense],
-            shard: Shard::WHOLE,
+            place: Place::default(),
         }
     }
 

@@ -10,8 +10,8 @@ pub use super::kernel_report::{Options, Report, Row, Time};
 use super::oracle::{self, Attention};
 use super::{Make, layer, operations, queued, segment, table};
 use crate::backend::{
-    Backend, Batch, Capacity, Element, Experts, LatentLayout, Linear, MlaAttention, Op, Program,
-    Random, RandomWeight, Result, Rows, Segments, Shard, Step, Tensor, TensorValues, Weight,
+    Backend, Batch, Capacity, Element, Experts, LatentLayout, Linear, MlaAttention, Op, Place,
+    Program, Random, RandomWeight, Result, Rows, Segments, Step, Tensor, TensorValues, Weight,
 };
 use crate::checkpoint::Format;
 use crate::config::ModelConfig;
@@ -237,7 +237,7 @@ fn made(
         stack,
         rows,
         columns,
-        shard: Shard::WHOLE,
+        place: Place::default(),
         random,
     })?;
     Ok((weight, random))

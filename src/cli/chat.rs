@@ -28,6 +28,7 @@ use super::generate::SamplingOptions;
 use super::options::{
     CacheOptions, DeviceOptions, ModelOptions, WeightOptions, load, parse_max_tokens, parse_tokens,
 };
+use super::parallel::ParallelOptions;
 use super::progress::Progress;
 use super::{counted, failure, sentence};
 
@@ -48,6 +49,8 @@ pub(crate) struct Arguments {
     weights: WeightOptions,
     #[command(flatten)]
     device: DeviceOptions,
+    #[command(flatten)]
+    parallel: ParallelOptions,
     #[command(flatten)]
     cache: CacheOptions,
     /// System prompt.
@@ -80,7 +83,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         cache: arguments.cache.named(),
         engine: EngineOptions::default(),
     };
-    let llm = load(files, arguments.device.open()?, &options)?;
+    let backend = arguments.parallel.open(&arguments.device, &files.config)?;
+    let llm = load(files, backend, &options)?;
     let interrupt = Interrupt::install(llm.engine().clone())?;
     let device = llm.device();
     let mut chat = Terminal {

@@ -21,6 +21,7 @@ use super::options::{
     CacheOptions, DeviceOptions, ModelOptions, WeightOptions, as_prompt, load, parse_ids,
     parse_max_tokens, read_text,
 };
+use super::parallel::ParallelOptions;
 use super::progress::Progress;
 use super::{counted, failure};
 
@@ -33,6 +34,8 @@ pub(crate) struct Arguments {
     weights: WeightOptions,
     #[command(flatten)]
     device: DeviceOptions,
+    #[command(flatten)]
+    parallel: ParallelOptions,
     #[command(flatten)]
     cache: CacheOptions,
     #[command(flatten)]
@@ -274,7 +277,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         cache: arguments.cache.named(),
         engine: EngineOptions::default(),
     };
-    let llm = load(files, arguments.device.open()?, &options)?;
+    let backend = arguments.parallel.open(&arguments.device, &files.config)?;
+    let llm = load(files, backend, &options)?;
     let answer = stream(arguments, llm.engine(), request, processor)?;
     if arguments.json {
         return super::print_json(&Report {

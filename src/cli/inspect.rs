@@ -1,6 +1,7 @@
 //! `kimi-linear inspect`: what a model is made of, what memory it needs and what its steps compute, from its configuration
 //! and, where there are weights, their headers.
 
+mod divided;
 mod program;
 mod stored;
 
@@ -11,16 +12,18 @@ use anyhow::Result;
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use indicatif::{DecimalBytes, HumanCount};
-use kimi_linear::backend;
+use kimi_linear::backend::{self, Parallelism};
 use kimi_linear::config::{Attention, Dtype, Ffn, Memory, MemoryRequest, ModelConfig, Part};
 use kimi_linear::engine;
 use kimi_linear_hub::Settings;
 use serde::Serialize;
 use tempfile::TempDir;
 
+use self::divided::Divided;
 use self::program::Phase;
 pub(super) use self::stored::Stored;
 use super::options::{CacheOptions, ModelOptions, config_of, parse_tokens};
+use super::parallel::ParallelOptions;
 use super::{counted, model_path, pull};
 
 /// Options of `inspect`.
@@ -51,6 +54,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     sequences: usize,
     #[command(flatten)]
+    parallel: ParallelOptions,
+    #[command(flatten)]
     cache: CacheOptions,
     /// Print one JSON object instead of text.
     #[arg(long)]
@@ -71,6 +76,9 @@ struct Report {
     /// Published figures: latents and convolution states in bf16.
     published: Cache,
     devices: Vec<OnDevice>,
+    /// What each of several devices holds, if the model is to be divided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    divided: Option<Divided>,
     /// The weights that are there.
     #[serde(skip_serializing_if = "Option::is_none")]
     stored: Option<Stored>,
@@ -147,7 +155,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             "--context {asked}: the model's maximum is {longest} tokens; the sizes are for {longest}"
         )?;
     }
-    let report = report(arguments, &config, stored);
+    let report = report(arguments, &config, stored)?;
     if arguments.json {
         super::print_json(&report)
     } else {
@@ -178,7 +186,7 @@ fn remote_headers(model: &ModelOptions) -> Result<Option<(TempDir, PathBuf)>> {
     Ok(Some((folder, path)))
 }
 
-fn report(arguments: &Arguments, config: &ModelConfig, stored: Option<Stored>) -> Report {
+fn report(arguments: &Arguments, config: &ModelConfig, stored: Option<Stored>) -> Result<Report> {
     let dtype = config.dtype.unwrap_or(Dtype::Bf16);
     let context = arguments
         .context
@@ -224,7 +232,13 @@ fn report(arguments: &Arguments, config: &ModelConfig, stored: Option<Stored>) -
         })
     });
     let devices = devices.collect();
-    Report {
+    let degrees = arguments.parallel.degrees();
+    let divided = (degrees != Parallelism::SINGLE).then(|| {
+        let sizes = (arguments.sequences, context);
+        let cache = arguments.cache.named().unwrap_or(Dtype::Bf16);
+        Divided::new(config, degrees, sizes, cache, weight_bytes)
+    });
+    Ok(Report {
         layers: layers(config),
         parameters: config.parameters(),
         active_parameters: config.active_parameters(),
@@ -240,8 +254,9 @@ fn report(arguments: &Arguments, config: &ModelConfig, stored: Option<Stored>) -
             state_bytes: published.states,
         },
         devices,
+        divided: divided.transpose()?,
         stored,
-    }
+    })
 }
 
 fn layers(config: &ModelConfig) -> Vec<Layer> {
@@ -305,7 +320,10 @@ fn print(report: &Report) -> Result<()> {
     for device in &report.devices {
         print_device(device, &mut out)?;
     }
-    Ok(())
+    report
+        .divided
+        .iter()
+        .try_for_each(|divided| divided.print(&mut out))
 }
 
 /// What sequences take, in the dtypes of the published figures.

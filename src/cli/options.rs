@@ -12,7 +12,7 @@ use kimi_linear::checkpoint::gguf::MetadataOverride;
 use kimi_linear::checkpoint::{Checkpoint, ModelFiles, Preset};
 use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::demo;
-use kimi_linear::error::TokenizerError;
+use kimi_linear::error::{BackendError, TokenizerError};
 use kimi_linear::llm::{Llm, LlmFiles, LlmOptions};
 use kimi_linear::model::{Limits, Model};
 use kimi_linear::quantize;
@@ -195,9 +195,10 @@ pub(crate) struct DeviceOptions {
     /// Backend to run on.
     #[arg(long, value_enum, ignore_case = true, default_value = "auto")]
     backend: BackendName,
-    /// Device number, as listed by `kimi-linear devices`. Default: the backend's best device.
-    #[arg(long, value_name = "N", value_parser = parse_device)]
-    device: Option<usize>,
+    /// Device number, as listed by `kimi-linear devices`, or several for a model that is divided among them. Default: the backend's
+    /// best device.
+    #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = parse_device)]
+    device: Vec<usize>,
 }
 
 /// A device's number.
@@ -223,18 +224,38 @@ impl DeviceOptions {
         });
         Ok(Self {
             backend: BackendName::from_str(name, true)?,
-            device: number.transpose()?,
+            device: number.transpose()?.into_iter().collect(),
         })
     }
 
+    /// The numbers that were given.
+    pub(crate) fn given(&self) -> &[usize] {
+        &self.device
+    }
+
+    /// Opens the device that was named, or the best one.
     pub(crate) fn open(&self) -> backend::Result<Box<dyn Backend>> {
+        match self.device[..] {
+            [] => self.open_at(None),
+            [index] => self.open_at(Some(index)),
+            _ => Err(BackendError::Shape {
+                operation: "--device",
+                what: "the number of devices",
+                expected: "1 (--tensor-parallel-size of serve, chat, generate and bench model divides a model among several)".to_owned(),
+                found: self.device.len().to_string(),
+            }),
+        }
+    }
+
+    /// Opens a device by its number, or the best one.
+    pub(crate) fn open_at(&self, index: Option<usize>) -> backend::Result<Box<dyn Backend>> {
         let kind = match self.backend {
             BackendName::Auto => BackendKind::Auto,
             BackendName::Cpu => BackendKind::Cpu,
             BackendName::Wgpu => BackendKind::Wgpu,
             BackendName::Cuda => BackendKind::Cuda,
         };
-        backend::open(kind, self.device)
+        backend::open(kind, index)
     }
 }
 

@@ -28,6 +28,7 @@ use self::kv_transfer::KvFlags;
 use self::sampling::Sampling;
 use self::vllm::Vllm;
 use super::options::{DeviceOptions, ModelOptions, WeightOptions, load};
+use super::parallel;
 
 /// Options of `serve`.
 #[derive(Args)]
@@ -232,7 +233,8 @@ fn open(arguments: &Arguments, transfers: Option<KvTransfer>, opener: &Opener) -
         },
     };
     let files = arguments.model.llm(template, arguments.weights)?;
-    let backend = arguments.device.open()?;
+    let parallel = arguments.engine.parallel;
+    let backend = parallel.open(&arguments.device, &files.config)?;
     let weights = files.checkpoint()?.total_bytes();
     let planner = planner(arguments, &files.config, backend.device(), weights)?;
     let sizes = planner.sizes(&files.config)?;
@@ -291,7 +293,8 @@ fn planner(
         checkpoints: arguments.caching.checkpoints(engine.max_num_seqs),
         blocks: engine.num_gpu_blocks_override,
         memory: device.memory_bytes.map(|bytes| engine.part(bytes)),
-        weights,
+        weights: parallel::heaviest(config, engine.parallel.degrees(), weights)?,
+        degrees: engine.parallel.degrees(),
         cache: engine.cache.dtype(device),
     })
 }

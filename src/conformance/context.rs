@@ -13,7 +13,7 @@ use super::tolerance::{
     By, Tolerance, differing, element_error, greatest_error, half_unit, norm_error, row_error,
 };
 use crate::backend::{
-    Backend, Batch, Capacity, Element, Op, Program, Result, Rows, Segment, Shard, Slot, Step,
+    Backend, Batch, Capacity, Element, Op, Place, Program, Result, Rows, Segment, Slot, Step,
     StepOutput, Tensor, TensorValues, Weight, WeightPart, WeightSource,
 };
 use crate::checkpoint::Format;
@@ -237,7 +237,7 @@ impl<'a> CaseContext<'a> {
             stored_columns,
             first_column,
             parts,
-            shard: Shard::WHOLE,
+            place: Place::default(),
         })?;
         let kept = || {
             values

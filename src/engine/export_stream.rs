@@ -58,7 +58,7 @@ impl Engine {
             id: header.id(),
             header,
             states: self.model.states().layout,
-            shard: self.model.shard(),
+            shard: Shard::WHOLE,
             reads,
             ready: VecDeque::new(),
             skipped: 0,

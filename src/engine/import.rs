@@ -14,6 +14,7 @@ use super::process_output::cache_state;
 use super::request::{Request, RequestId};
 use super::sampling::Vocabulary;
 use super::sequence::Sequence;
+use crate::backend::Shard;
 use crate::cache::{Assembled, CacheHeader, CacheLayout, StateSource};
 use crate::error::{CacheError, EngineError, Error};
 
@@ -24,7 +25,7 @@ impl Engine {
         CacheLayout {
             states: self.model.states().layout,
             latents: self.model.latents().layout,
-            shard: self.model.shard(),
+            shard: Shard::WHOLE,
         }
     }
 

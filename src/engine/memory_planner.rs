@@ -1,6 +1,7 @@
 //! Computes the sizes of an engine from the memory of its device.
 
 use super::options::{BLOCK_TOKENS, EngineSizes};
+use crate::backend::Parallelism;
 use crate::config::{Dtype, ModelConfig};
 use crate::error::EngineError;
 
@@ -17,10 +18,12 @@ pub struct MemoryPlanner {
     pub checkpoints: usize,
     /// Blocks of latents; `None` for enough for every sequence's context, or as many as fit.
     pub blocks: Option<usize>,
-    /// Memory budget in bytes; `None` for no limit.
+    /// Memory budget in bytes, of each device; `None` for no limit.
     pub memory: Option<u64>,
-    /// Bytes of the weights.
+    /// Bytes of the weights, on the device that has most of them.
     pub weights: u64,
+    /// How several devices divide the model.
+    pub degrees: Parallelism,
     /// Dtype of the latent cache.
     pub cache: Dtype,
 }
@@ -88,6 +91,8 @@ impl MemoryPlanner {
     fn states_and_activations(&self, config: &ModelConfig) -> [u64; 2] {
         let slots = (self.sequences + self.checkpoints) as u64;
         let states = config.kda_state_bytes(Dtype::F32).saturating_mul(slots);
+        let states = self.of_stage(states, config.kda_layers().collect(), config);
+        let states = states.div_ceil(self.degrees.tensor as u64);
         let (rows, outputs) = (
             self.prefill_chunk + self.sequences,
             self.sequences + BLOCK_TOKENS,
@@ -96,7 +101,18 @@ impl MemoryPlanner {
     }
 
     fn block_bytes(&self, config: &ModelConfig) -> u64 {
-        config.latent_bytes_per_token(self.cache) * BLOCK_TOKENS as u64
+        let block = config.latent_bytes_per_token(self.cache) * BLOCK_TOKENS as u64;
+        self.of_stage(block, config.mla_layers().collect(), config)
+    }
+
+    /// The part of these bytes, which all of `layers` have alike, in the pipeline stage that has most of these.
+    fn of_stage(&self, bytes: u64, layers: Vec<usize>, config: &ModelConfig) -> u64 {
+        let stages = self.degrees.stages(config.layers.len());
+        let count = |stage: &std::ops::Range<usize>| {
+            layers.iter().filter(|layer| stage.contains(layer)).count() as u64
+        };
+        let most = stages.iter().map(count).max().unwrap_or_default();
+        (bytes / layers.len().max(1) as u64).saturating_mul(most)
     }
 
     /// The context, limited to what this number of blocks holds.
@@ -123,6 +139,7 @@ mod tests {
             blocks: None,
             memory: Some(memory),
             weights: 98 << 30,
+            degrees: Parallelism::SINGLE,
             cache: Dtype::Bf16,
         }
     }

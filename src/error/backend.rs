@@ -98,6 +98,18 @@ pub enum BackendError {
         /// What was asked for.
         what: String,
     },
+    /// A model that cannot be divided among so many devices.
+    #[error("{kind} parallelism of degree {degree}: {what}: the degrees {works} work")]
+    Parallelism {
+        /// `tensor` or `expert`.
+        kind: &'static str,
+        /// The degree.
+        degree: usize,
+        /// What it does not divide.
+        what: String,
+        /// The degrees that do.
+        works: String,
+    },
     /// Memory ran out.
     #[error("not enough memory for {what}: {bytes} bytes were asked for")]
     OutOfMemory {
@@ -166,9 +178,10 @@ impl BackendError {
             | Self::OutOfMemory { .. }
             | Self::TooLarge { .. }
             | Self::Driver { .. } => Scope::Step,
-            Self::Unavailable { .. } | Self::NoSuchDevice { .. } | Self::Lost { .. } => {
-                Scope::Device
-            }
+            Self::Parallelism { .. }
+            | Self::Unavailable { .. }
+            | Self::NoSuchDevice { .. }
+            | Self::Lost { .. } => Scope::Device,
         }
     }
 }

@@ -1,31 +1,19 @@
-//! Loads a checkpoint into a model: which tensors make up each weight, and this rank's part of each.
+//! Loads a checkpoint into a model: which tensors make up each weight, and where each belongs on several devices.
 //!
 //! It waits for files only in a browser, where a weight is read when it is its turn.
 
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 
 use super::origin::Origin;
 use super::source::Source;
-use super::{AttentionBlock, FfnBlock, Head, Layer, Limits, Model, Stream, share};
+use super::{AttentionBlock, FfnBlock, Head, Layer, Limits, Model, Stream};
 use crate::backend::{
-    Backend, Element, KdaBlock, LatentLayout, LatentPool, MlaBlock, MlpBlock, MoeBlock,
-    RandomWeight, Route, Rows, Shard, StateLayout, StatePool, Tensor, Weight, WeightPart,
-    WeightSource,
+    Backend, Cut, Element, KdaBlock, LatentLayout, LatentPool, MlaBlock, MlpBlock, MoeBlock, Place,
+    RandomWeight, Route, Rows, StateLayout, StatePool, Tensor, Weight, WeightPart, WeightSource,
 };
 use crate::config::{Attention, Ffn, ModelConfig, Role};
 use crate::error::{BackendError, Error};
 use crate::files;
-
-/// The part of a stored matrix that this rank loads.
-#[derive(Clone, Copy)]
-enum Cut {
-    /// The whole matrix.
-    Whole,
-    /// Its share of the rows: outputs by head, hidden unit or token.
-    Rows,
-    /// Its share of the columns: inputs by head, hidden unit or token.
-    Columns,
-}
 
 pub(super) async fn load(
     config: &ModelConfig,
@@ -34,12 +22,10 @@ pub(super) async fn load(
     limits: Limits,
     progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<Model, Error> {
-    let shard = backend.shard();
     let (states, latents) = pools(config, &mut *backend, &limits)?;
     let mut planner = Planner {
         backend: &mut *backend,
         limits: &limits,
-        shard,
         bytes: 0,
     };
     let activations = Activations::plan(config, &mut planner)?;
@@ -50,7 +36,7 @@ pub(super) async fn load(
         config,
         source,
         backend: &mut *backend,
-        shard,
+        layer: 0,
         done: 0,
         progress,
     };
@@ -78,13 +64,13 @@ pub(super) async fn load(
     })
 }
 
-/// The pools of this rank's states and latents.
+/// The pools of states and latents.
 fn pools(
     config: &ModelConfig,
     backend: &mut dyn Backend,
     limits: &Limits,
 ) -> Result<(StatePool, LatentPool), Error> {
-    let heads = share(backend.shard(), "KDA heads", config.kda_num_heads)?.len();
+    let heads = config.kda_num_heads;
     let states = backend.state_pool(StateLayout {
         layers: config.kda_layers().count(),
         key_heads: heads,
@@ -151,18 +137,13 @@ struct MoeScratch {
 struct Planner<'a> {
     backend: &'a mut dyn Backend,
     limits: &'a Limits,
-    shard: Shard,
     /// Bytes so far, in f32.
     bytes: u64,
 }
 
 impl Planner<'_> {
     fn plan(&mut self, rows: Rows, width: usize, element: Element) -> Result<Tensor, BackendError> {
-        let capacity = match rows {
-            Rows::Tokens => self.limits.step.tokens,
-            Rows::Outputs => self.limits.step.outputs,
-        };
-        self.bytes += 4 * capacity as u64 * width as u64;
+        let capacity = self.count(rows, width);
         self.backend.tensor(rows, capacity, width, element)
     }
 
@@ -171,23 +152,42 @@ impl Planner<'_> {
         self.plan(Rows::Tokens, width, element)
     }
 
+    /// One row per token, of which each of several devices has a part: heads or hidden units.
+    fn split(&mut self, width: usize, element: Element) -> Result<Tensor, BackendError> {
+        let capacity = self.count(Rows::Tokens, width);
+        self.backend
+            .split_tensor(Rows::Tokens, capacity, width, element)
+    }
+
+    /// Counts an activation, and returns its number of rows.
+    fn count(&mut self, rows: Rows, width: usize) -> usize {
+        let capacity = match rows {
+            Rows::Tokens => self.limits.step.tokens,
+            Rows::Outputs => self.limits.step.outputs,
+        };
+        self.bytes += 4 * capacity as u64 * width as u64;
+        capacity
+    }
+
     /// A gated MLP's hidden activations.
-    fn mlp(&mut self, what: &'static str, hidden: usize) -> Result<MlpScratch, BackendError> {
-        let n = share(self.shard, what, hidden)?.len();
+    fn mlp(&mut self, hidden: usize) -> Result<MlpScratch, BackendError> {
         Ok(MlpScratch {
-            gate_up: self.tokens(2 * n, Element::Activation)?,
-            hidden: self.tokens(n, Element::Activation)?,
+            gate_up: self.split(2 * hidden, Element::Activation)?,
+            hidden: self.split(hidden, Element::Activation)?,
         })
     }
 
     fn head(&mut self, config: &ModelConfig) -> Result<Head, BackendError> {
-        let local = share(self.shard, "the vocabulary", config.vocab_size)?.len();
         let normed = self.plan(Rows::Outputs, config.hidden_size, Element::Activation)?;
-        let local_logits = self.plan(Rows::Outputs, local, Element::F32)?;
-        let logits = if self.shard.ranks == 1 {
+        let width = config.vocab_size;
+        let capacity = self.count(Rows::Outputs, width);
+        let local_logits =
+            self.backend
+                .split_tensor(Rows::Outputs, capacity, width, Element::F32)?;
+        let logits = if self.backend.ranks() == 1 {
             local_logits
         } else {
-            self.plan(Rows::Outputs, config.vocab_size, Element::F32)?
+            self.plan(Rows::Outputs, width, Element::F32)?
         };
         // A draw for each segment of a step that feeds the next one.
         let draws = self.limits.step.segments;
@@ -206,7 +206,6 @@ impl Planner<'_> {
 
 impl Activations {
     fn plan(config: &ModelConfig, planner: &mut Planner<'_>) -> Result<Self, BackendError> {
-        let shard = planner.shard;
         let d = config.hidden_size;
         let (activation, f32) = (Element::Activation, Element::F32);
         let stream = Stream {
@@ -217,45 +216,42 @@ impl Activations {
         let has = |wanted: Attention| config.layers.iter().any(|layer| layer.attention == wanted);
         let has_ffn = |wanted: Ffn| config.layers.iter().any(|layer| layer.ffn == wanted);
         let kda = if has(Attention::Kda) {
-            let heads = share(shard, "KDA heads", config.kda_num_heads)?.len();
+            let heads = config.kda_num_heads;
             let width = heads * config.kda_head_dim;
             Some(KdaScratch {
-                qkv: planner.tokens(3 * width, activation)?,
-                qkv_conv: planner.tokens(3 * width, activation)?,
+                qkv: planner.split(3 * width, activation)?,
+                qkv_conv: planner.split(3 * width, activation)?,
                 decay_rank: planner.tokens(config.kda_head_dim, activation)?,
                 gate_rank: planner.tokens(config.kda_head_dim, activation)?,
-                decay: planner.tokens(width, activation)?,
-                gates: planner.tokens(width, f32)?,
-                write: planner.tokens(heads, activation)?,
-                beta: planner.tokens(heads, f32)?,
-                heads: planner.tokens(width, activation)?,
-                gate: planner.tokens(width, activation)?,
-                normed: planner.tokens(width, activation)?,
+                decay: planner.split(width, activation)?,
+                gates: planner.split(width, f32)?,
+                write: planner.split(heads, activation)?,
+                beta: planner.split(heads, f32)?,
+                heads: planner.split(width, activation)?,
+                gate: planner.split(width, activation)?,
+                normed: planner.split(width, activation)?,
             })
         } else {
             None
         };
         let mla = if has(Attention::Mla) {
-            let heads = share(shard, "attention heads", config.num_attention_heads)?.len();
+            let heads = config.num_attention_heads;
             Some(MlaScratch {
-                query: planner.tokens(heads * config.mla_query_dim(), activation)?,
+                query: planner.split(heads * config.mla_query_dim(), activation)?,
                 kv_a: planner.tokens(config.latent_width(), activation)?,
-                heads: planner.tokens(heads * config.v_head_dim, activation)?,
+                heads: planner.split(heads * config.v_head_dim, activation)?,
             })
         } else {
             None
         };
         let dense = if has_ffn(Ffn::Dense) {
-            Some(planner.mlp("the dense hidden width", config.intermediate_size)?)
+            Some(planner.mlp(config.intermediate_size)?)
         } else {
             None
         };
         let moe = if has_ffn(Ffn::Moe) {
             let shared = if config.num_shared_experts > 0 {
-                Some(planner.mlp(
-                    "the shared experts' hidden width",
-                    config.shared_intermediate_size(),
-                )?)
+                Some(planner.mlp(config.shared_intermediate_size())?)
             } else {
                 None
             };
@@ -293,7 +289,8 @@ struct Loader<'a> {
     config: &'a ModelConfig,
     source: Source<'a>,
     backend: &'a mut dyn Backend,
-    shard: Shard,
+    /// The layer that is loaded.
+    layer: usize,
     done: u64,
     progress: &'a mut dyn FnMut(u64) -> ControlFlow<()>,
 }
@@ -310,6 +307,7 @@ impl Loader<'_> {
         let (mut kda_layers, mut mla_layers) = (0.., 0..);
         let mut layers = Vec::with_capacity(config.layers.len());
         for (i, kind) in config.layers.iter().enumerate() {
+            self.layer = i;
             let attention = match kind.attention {
                 Attention::Kda => {
                     let layer = kda_layers.next().unwrap_or_default();
@@ -334,11 +332,22 @@ impl Loader<'_> {
         Ok(layers)
     }
 
-    /// Loads the named tensors, concatenated by rows into a stack of `stack` matrices, each cut for this rank.
-    async fn weight(&mut self, names: &[String], stack: usize, cut: Cut) -> Result<Weight, Error> {
+    /// Loads the named tensors, concatenated by rows into one matrix.
+    async fn weight(&mut self, names: &[String], cut: Cut) -> Result<Weight, Error> {
+        self.stack(names, 1, cut).await
+    }
+
+    /// Loads the named tensors, concatenated by rows into a stack of `stack` matrices: those of experts, or 1.
+    async fn stack(&mut self, names: &[String], stack: usize, cut: Cut) -> Result<Weight, Error> {
+        let place = Place {
+            layer: self.layer,
+            cut,
+            experts: names.len() == stack && stack > 1,
+            ..Place::default()
+        };
         let checkpoint = match &self.source {
             Source::Stored(checkpoint) => *checkpoint,
-            Source::Random { .. } => return self.make(names, stack, cut),
+            Source::Random { .. } => return self.make(names, stack, place),
         };
         let (mut rows, mut columns) = (0, None);
         let mut parts = Vec::with_capacity(names.len());
@@ -357,13 +366,10 @@ impl Loader<'_> {
                 let expected = format!("{columns} as in {}", names[0]);
                 return Err(wrong(what, expected, width.to_string()).into());
             }
-            let range: Range<usize> = match cut {
-                Cut::Rows => share(self.shard, "rows of a weight", tensor.shape[0])?,
-                Cut::Whole | Cut::Columns => 0..tensor.shape[0],
-            };
-            rows += range.len();
+            let stored = tensor.shape[0];
+            rows += stored;
             let format = tensor.format;
-            let bytes = format.split_rows(range, columns).ok_or_else(|| {
+            let bytes = format.split_rows(0..stored, columns).ok_or_else(|| {
                 let expected = format!("whole blocks of {} elements ({format})", format.block());
                 wrong("the columns of a stored row", expected, columns.to_string())
             })?;
@@ -374,44 +380,31 @@ impl Loader<'_> {
             self.done += tensor.bytes.len() as u64;
         }
         let columns = columns.unwrap_or(1);
-        let range = match cut {
-            Cut::Columns => share(self.shard, "columns of a weight", columns)?,
-            Cut::Whole | Cut::Rows => 0..columns,
-        };
         let weight = self.backend.weight(WeightSource {
             name: names[0].clone(),
             stack,
             rows: rows / stack,
-            columns: range.len(),
+            columns,
             stored_columns: columns,
-            first_column: range.start,
+            first_column: 0,
             parts,
-            shard: self.shard,
+            place,
         })?;
         self.report(0)?;
         Ok(weight)
     }
 
     /// Has the backend generate random weights of the same shape as these tensors.
-    fn make(&mut self, names: &[String], stack: usize, cut: Cut) -> Result<Weight, Error> {
+    fn make(&mut self, names: &[String], stack: usize, place: Place) -> Result<Weight, Error> {
         let made = self.source.made(names)?;
-        let (mut rows, mut columns) = (0, made.columns);
-        for stored in made.rows {
-            rows += match cut {
-                Cut::Rows => share(self.shard, "rows of a weight", stored)?.len(),
-                Cut::Whole | Cut::Columns => stored,
-            };
-        }
-        if let Cut::Columns = cut {
-            columns = share(self.shard, "columns of a weight", columns)?.len();
-        }
+        let rows: usize = made.rows.iter().sum();
         let weight = self.backend.random_weight(RandomWeight {
             name: names[0].clone(),
             format: made.format,
             stack,
             rows: rows / stack,
-            columns,
-            shard: self.shard,
+            columns: made.columns,
+            place,
             random: made.random,
         })?;
         self.report(made.bytes)?;
@@ -428,15 +421,15 @@ impl Loader<'_> {
     }
 
     async fn whole(&mut self, name: String) -> Result<Weight, Error> {
-        self.weight(&[name], 1, Cut::Whole).await
+        self.weight(&[name], Cut::Whole).await
     }
 
     async fn rows(&mut self, name: String) -> Result<Weight, Error> {
-        self.weight(&[name], 1, Cut::Rows).await
+        self.weight(&[name], Cut::Rows).await
     }
 
     async fn columns(&mut self, name: String) -> Result<Weight, Error> {
-        self.weight(&[name], 1, Cut::Columns).await
+        self.weight(&[name], Cut::Columns).await
     }
 
     async fn kda(
@@ -452,8 +445,8 @@ impl Loader<'_> {
         let conv = [Role::KdaQueryConv, Role::KdaKeyConv, Role::KdaValueConv].map(name);
         Ok(KdaBlock {
             input: activations.stream.normed,
-            qkv_proj: self.weight(&qkv, 1, Cut::Rows).await?,
-            conv: self.weight(&conv, 1, Cut::Rows).await?,
+            qkv_proj: self.weight(&qkv, Cut::Rows).await?,
+            conv: self.weight(&conv, Cut::Rows).await?,
             decay_proj: [
                 self.whole(name(Role::KdaDecayDown)).await?,
                 self.rows(name(Role::KdaDecayUp)).await?,
@@ -527,7 +520,7 @@ impl Loader<'_> {
     ) -> Result<MlpBlock, Error> {
         Ok(MlpBlock {
             input,
-            gate_up_proj: self.weight(&[gate, up], 1, Cut::Rows).await?,
+            gate_up_proj: self.weight(&[gate, up], Cut::Rows).await?,
             down_proj: self.columns(down).await?,
             gate_up: scratch.gate_up,
             hidden: scratch.hidden,
@@ -551,10 +544,11 @@ impl Loader<'_> {
     async fn moe(&mut self, i: usize, activations: &Activations) -> Result<MoeBlock, Error> {
         let Stream { normed, output, .. } = activations.stream;
         let scratch = planned(activations.moe.as_ref(), "MoE scratch")?;
-        let local = share(self.shard, "experts", self.config.num_experts)?;
+        let experts = self.config.num_experts;
         let stack = |role: Role| -> Vec<String> {
-            let experts = local.clone();
-            experts.map(|expert| role.expert_name(i, expert)).collect()
+            (0..experts)
+                .map(|expert| role.expert_name(i, expert))
+                .collect()
         };
         let route = Route {
             input: normed,
@@ -580,15 +574,15 @@ impl Loader<'_> {
         Ok(MoeBlock {
             route,
             gate: self
-                .weight(&stack(Role::ExpertGate), local.len(), Cut::Whole)
+                .stack(&stack(Role::ExpertGate), experts, Cut::Rows)
                 .await?,
             up: self
-                .weight(&stack(Role::ExpertUp), local.len(), Cut::Whole)
+                .stack(&stack(Role::ExpertUp), experts, Cut::Rows)
                 .await?,
             down: self
-                .weight(&stack(Role::ExpertDown), local.len(), Cut::Whole)
+                .stack(&stack(Role::ExpertDown), experts, Cut::Columns)
                 .await?,
-            first_expert: local.start,
+            first_expert: 0,
             shared,
             output,
         })

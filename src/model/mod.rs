@@ -3,6 +3,8 @@
 //! A [`Model`] owns a backend with the weights, the two pools and the activations in it, and builds the programs that the
 //! backend compiles. It holds no sequences: the engine assigns slots and blocks to them.
 
+#[cfg(not(target_arch = "wasm32"))]
+mod footprint;
 mod load;
 mod observe;
 mod origin;
@@ -10,6 +12,8 @@ mod program;
 mod source;
 mod trace;
 
+#[cfg(not(target_arch = "wasm32"))]
+pub use footprint::Footprint;
 pub use observe::{LayerInput, LayerRoutes, Observe, Observed, Observer};
 pub use origin::ModelPart;
 pub use trace::{
@@ -24,7 +28,7 @@ use source::Source;
 
 use crate::backend::{
     Backend, Capacity, DrawCapacity, KdaBlock, LatentPool, MlaBlock, MlpBlock, MoeBlock, Program,
-    Random, Shard, StatePool, Step, Tensor, Weight,
+    Random, StatePool, Step, Tensor, Weight,
 };
 use crate::checkpoint::Checkpoint;
 use crate::config::{Attention, Dtype, ModelConfig};
@@ -43,6 +47,26 @@ pub struct Limits {
     pub block_tokens: usize,
     /// The dtype of cached latents.
     pub cache: Dtype,
+}
+
+impl Limits {
+    /// One sequence of one token.
+    #[must_use]
+    pub fn smallest() -> Self {
+        Self {
+            step: Capacity {
+                tokens: 1,
+                segments: 1,
+                outputs: 1,
+                blocks: 1,
+                checkpoints: 0,
+            },
+            slots: 1,
+            blocks: 1,
+            block_tokens: 1,
+            cache: Dtype::F32,
+        }
+    }
 }
 
 /// What a step returns.
@@ -299,12 +323,6 @@ impl Model {
         }
     }
 
-    /// The part of heads, experts and vocabulary that this rank holds.
-    #[must_use]
-    pub fn shard(&self) -> Shard {
-        self.backend.shard()
-    }
-
     fn compile(
         &mut self,
         program: &Program,
@@ -319,18 +337,4 @@ impl Model {
         }
         self.backend.compile(program, capacity)
     }
-}
-
-/// This rank's share of `len` items, or an error that names them.
-fn share(
-    shard: Shard,
-    what: &'static str,
-    len: usize,
-) -> Result<std::ops::Range<usize>, BackendError> {
-    shard.range(len).ok_or_else(|| BackendError::Shape {
-        operation: "sharding",
-        what,
-        expected: format!("a multiple of {} ranks", shard.ranks),
-        found: len.to_string(),
-    })
 }

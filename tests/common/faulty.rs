@@ -126,10 +126,6 @@ impl Backend for Faulty {
         self.inner.device()
     }
 
-    fn shard(&self) -> Shard {
-        self.inner.shard()
-    }
-
     counted! {
         weight(source: WeightSource) -> Result<Weight>;
         tensor(rows: Rows, capacity: usize, width: usize, element: Element) -> Result<Tensor>;

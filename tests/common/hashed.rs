@@ -1,7 +1,7 @@
 //! Weights that are generated when a test needs them, equal to those of `tests/reference/hashed.py`.
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 
 use kimi_linear::config::{Dtype, ModelConfig};
 use safetensors::tensor::TensorView;
@@ -9,17 +9,20 @@ use tempfile::TempDir;
 
 /// A folder with the files of `stored` and the weights for its `config.json`.
 pub fn folder(stored: &Path) -> PathBuf {
-    static FOLDER: OnceLock<TempDir> = OnceLock::new();
-    let folder = FOLDER.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        for file in std::fs::read_dir(stored).unwrap() {
-            let file = file.unwrap().path();
-            std::fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
-        }
-        write(folder.path());
-        folder
-    });
-    folder.path().to_owned()
+    static FOLDERS: Mutex<Vec<(PathBuf, TempDir)>> = Mutex::new(Vec::new());
+    let mut folders = FOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, folder)) = folders.iter().find(|(from, _)| from == stored) {
+        return folder.path().to_owned();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(stored).unwrap() {
+        let file = file.unwrap().path();
+        std::fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+    }
+    write(folder.path());
+    let path = folder.path().to_owned();
+    folders.push((stored.to_owned(), folder));
+    path
 }
 
 fn write(folder: &Path) {

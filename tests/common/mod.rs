@@ -16,12 +16,12 @@ use std::path::PathBuf;
 
 use safetensors::SafeTensors;
 
-/// A file or folder of `tests/reference`; the weights of `tiny-256` are generated in it.
+/// A file or folder of `tests/reference`; the weights of `tiny-256` and `tiny-8` are generated in it.
 pub fn reference(name: &str) -> PathBuf {
     let stored = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("tests/reference")
         .join(name);
-    if name == "tiny-256" {
+    if ["tiny-256", "tiny-8"].contains(&name) {
         return hashed::folder(&stored);
     }
     stored

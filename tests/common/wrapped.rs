@@ -146,10 +146,6 @@ impl<W: Wrap> Backend for Wrapped<W> {
         self.wrap.is_asynchronous()
     }
 
-    fn shard(&self) -> Shard {
-        self.inner().shard()
-    }
-
     fn weight(&mut self, source: WeightSource) -> Result<Weight> {
         let weight = self.inner().weight(source.clone())?;
         self.wrap.took(weight, &source);

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use kimi_linear::backend::{
-    Backend, Batch, Capacity, Element, Embed, Op, Program, Rows, Segment, Shard, Slot, WeightPart,
+    Backend, Batch, Capacity, Element, Embed, Op, Place, Program, Rows, Segment, Slot, WeightPart,
     WeightSource,
 };
 use kimi_linear::checkpoint::blocks::{
@@ -144,7 +144,7 @@ fn source(format: Format, bytes: Vec<u8>, [rows, columns]: [usize; 2]) -> Weight
             format,
             bytes: bytes.into(),
         }],
-        shard: Shard::WHOLE,
+        place: Place::default(),
     }
 }
 

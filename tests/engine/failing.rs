@@ -1,6 +1,7 @@
 //! A device that fails at each of its calls: no panic, no hang, every request ends with an event, no slot and no block leaks,
 //! and the engine serves the next request unless the device is lost.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -9,6 +10,8 @@ use crate::engine_harness::{
     take, tokens,
 };
 use crate::faulty::{Fault, Faulty, Plan, Shared};
+use crate::group::group;
+use kimi_linear::backend::Backend;
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::engine::{Engine, EngineOptions, Event, Request, RequestId};
 use kimi_linear::error::{EngineError, Error};
@@ -268,22 +271,44 @@ const SCHEDULES: usize = 250;
 
 #[test]
 fn random_schedules_of_the_fixed_seed_leak_nothing() {
-    random_schedules(crate::seeds::FIXED);
+    random_schedules(crate::seeds::FIXED, alone);
 }
 
 #[test]
 fn random_schedules_of_the_drawn_seed_leak_nothing() {
-    random_schedules(crate::seeds::drawn());
+    random_schedules(crate::seeds::drawn(), alone);
 }
 
-fn random_schedules(seed: u64) {
+/// The third of four ranks fails: the first of the second stage, with half of the experts.
+#[test]
+fn random_schedules_with_a_rank_that_fails_leak_nothing() {
+    random_schedules(crate::seeds::drawn(), third_of_four);
+}
+
+/// A device that fails as planned.
+fn alone(plan: &Shared) -> Box<dyn Backend> {
+    Box::new(Faulty::new(Box::new(CpuBackend::new()), plan))
+}
+
+fn third_of_four(plan: &Shared) -> Box<dyn Backend> {
+    let opened = Cell::new(0);
+    group("tiny-a", [1, 2, 2], || {
+        opened.set(opened.get() + 1);
+        match opened.get() {
+            3 => alone(plan),
+            _ => Box::new(CpuBackend::new()),
+        }
+    })
+}
+
+fn random_schedules(seed: u64, open: fn(&Shared) -> Box<dyn Backend>) {
     crate::seeds::printed(seed);
     let mut rng = SmallRng::seed_from_u64(seed);
     let (mut failed, mut finished, mut evictions, mut preemptions) = (0, 0, 0, 0);
     for schedule in 0..SCHEDULES {
         let what = format!("seed {seed}, schedule {schedule}");
         let plan = Shared::default();
-        let backend = Box::new(Faulty::new(Box::new(CpuBackend::new()), &plan));
+        let backend = open(&plan);
         let options = EngineOptions {
             host_bytes: [0, 60_000, 64 << 20][rng.random_range(0..3)],
             ..SCARCE

@@ -18,6 +18,8 @@ mod faulty;
 #[cfg(all(feature = "cuda", feature = "wgpu"))]
 #[path = "../common/faulty_machine.rs"]
 mod faulty_machine;
+#[path = "../common/group.rs"]
+mod group;
 #[path = "../common/python.rs"]
 mod python;
 #[path = "../common/seeds.rs"]

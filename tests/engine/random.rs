@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 
 use crate::ahead::Asynchronous;
 use crate::engine_harness::{
-    OPTIONS, Outcomes, answer, answers, collect, drawn, engine, engine_on, finish, limits, request,
-    tokens,
+    OPTIONS, Outcomes, answer, answers, collect, drawn, engine_on, finish, limits, request, tokens,
 };
+use crate::group::group;
 use crate::wrapped::Wrapped;
 use kimi_linear::backend::Backend;
 use kimi_linear::backend::cpu::CpuBackend;
@@ -72,10 +72,33 @@ fn cpu() -> Box<dyn Backend> {
     Box::new(CpuBackend::new())
 }
 
+/// Two ranks with half of the experts, and two stages: the answers of one device.
+#[test]
+fn schedules_of_ranks_with_whole_experts_leave_nothing_behind() {
+    let ranks = || group("tiny-a", [1, 2, 2], cpu);
+    nothing_left_behind(crate::seeds::drawn(), ranks);
+}
+
+/// Two ranks with half of the heads: the answers of such ranks alone.
+#[test]
+fn schedules_of_ranks_with_half_of_the_heads_leave_nothing_behind() {
+    let ranks = || group("tiny-a", [2, 1, 1], cpu);
+    nothing_left_behind_beside(crate::seeds::drawn(), ranks, ranks);
+}
+
 fn nothing_left_behind(seed: u64, backend: impl Fn() -> Box<dyn Backend>) {
+    nothing_left_behind_beside(seed, cpu, backend);
+}
+
+/// Answers are compared with those of `beside` alone.
+fn nothing_left_behind_beside(
+    seed: u64,
+    beside: impl Fn() -> Box<dyn Backend>,
+    backend: impl Fn() -> Box<dyn Backend>,
+) {
     crate::seeds::printed(seed);
     let mut rng = SmallRng::seed_from_u64(seed);
-    let mut alone = engine("tiny-a", limits(4, 8, 64), OPTIONS);
+    let mut alone = engine_on(beside(), "tiny-a", limits(4, 8, 64), OPTIONS);
     let mut expected = BTreeMap::new();
     let (mut cancellations, mut checked) = (0, 0);
     let (mut evictions, mut preemptions) = (0, 0);

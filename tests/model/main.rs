@@ -16,6 +16,8 @@ mod common;
 #[cfg(feature = "cuda")]
 #[path = "../common/emulated.rs"]
 mod emulated;
+#[path = "../common/group.rs"]
+mod group;
 #[cfg(feature = "cuda")]
 #[path = "../common/replay.rs"]
 mod replay;
@@ -26,10 +28,10 @@ mod wrapped;
 
 mod cache_dtype;
 mod golden;
+mod groups;
 mod harness;
 #[cfg(feature = "cuda")]
 mod on_cuda;
 #[cfg(feature = "wgpu")]
 mod on_wgpu;
 mod ragged;
-mod sharding;

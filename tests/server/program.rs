@@ -179,9 +179,9 @@ fn flags_that_cannot_be_are_refused() {
         command.output().unwrap()
     };
     refused(
-        &run(&["--tensor-parallel-size", "2"]),
+        &run(&["--tensor-parallel-size", "3"]),
         1,
-        "--tensor-parallel-size 2",
+        "tensor parallelism of degree 3: the model has 2 KDA heads: the degrees 1 and 2 work",
     );
     refused(
         &run(&["--gpu-memory-utilization", "1.5"]),

@@ -4,8 +4,8 @@ use kimi_linear::backend::trace::{
     KDA_NUMBERS, TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState, kda_row,
 };
 use kimi_linear::backend::{
-    Backend, Batch, Block, Capacity, Element, LatentLayout, LatentRecord, Op, Orientation, Program,
-    Rows, Segment, Shard, Slot, StateLayout, StateRecord, TensorValues, WeightPart, WeightSource,
+    Backend, Batch, Block, Capacity, Element, LatentLayout, LatentRecord, Op, Orientation, Place,
+    Program, Rows, Segment, Slot, StateLayout, StateRecord, TensorValues, WeightPart, WeightSource,
 };
 use kimi_linear::checkpoint::Format;
 use kimi_linear::config::Dtype;
@@ -221,7 +221,7 @@ fn check_attention(name: &str, mut backend: Box<dyn Backend>, dtype: Dtype) {
             stored_columns: latent,
             first_column: 0,
             parts: vec![f32_part(&kv_b_values)],
-            shard: Shard::WHOLE,
+            place: Place::default(),
         })
         .unwrap();
     let query = backend
@@ -362,7 +362,7 @@ fn ragged(mut backend: Box<dyn Backend>) -> [Vec<f32>; 5] {
             stored_columns: latent,
             first_column: 0,
             parts: vec![f32_part(&numbers(9, rows * latent))],
-            shard: Shard::WHOLE,
+            place: Place::default(),
         })
         .unwrap();
     let mut plan = |seed, width, element| {

@@ -12,17 +12,17 @@ use std::fmt::Display;
 
 use super::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState, kda_row};
 use super::{
-    Add, AllGather, Capacity, Element, Embed, Experts, GatedNorm, KdaGates, KdaRecurrence, Linear,
-    MlaAppend, MlaAttention, Op, Operands, Program, Result, RmsNorm, Route, Rows, Sample, Select,
-    Shard, ShortConv, StateLayout, Swiglu, Tensor, Weight,
+    Add, AllGather, Capacity, Element, Embed, ExpertRows, Experts, ExpertsCombine, GatedNorm,
+    KdaGates, KdaRecurrence, Linear, MlaAppend, MlaAttention, Op, Operands, Program, Result,
+    RmsNorm, Route, Rows, Sample, Select, ShortConv, StateLayout, Swiglu, Tensor, Weight,
 };
 use crate::error::BackendError;
 
 /// Checks every operation of a program for steps of this capacity, and collects what they require of batches.
-pub(crate) fn program(program: &Program, capacity: &Capacity, shard: Shard) -> Result<Demands> {
+pub(crate) fn program(program: &Program, capacity: &Capacity) -> Result<Demands> {
     let mut demands = Demands::default();
     for op in &program.expanded(|_| false).ops {
-        check(op, capacity, shard)?;
+        check(op, capacity)?;
         match op {
             Op::Embed(op) => {
                 demands.vocabulary = Some(op.weight.rows);
@@ -43,7 +43,7 @@ pub(crate) fn program(program: &Program, capacity: &Capacity, shard: Shard) -> R
 }
 
 /// Checks one operation that is not a block.
-fn check(op: &Op, capacity: &Capacity, shard: Shard) -> Result<()> {
+fn check(op: &Op, capacity: &Capacity) -> Result<()> {
     let name = Operation(op.name());
     // Any tensor may be summed or probed; blocks were expanded.
     if !matches!(op, Op::AllReduce(_) | Op::Probe(_) | Op::ProbePositions(_)) {
@@ -61,9 +61,11 @@ fn check(op: &Op, capacity: &Capacity, shard: Shard) -> Result<()> {
         Op::MlaPrefill(op) | Op::MlaDecode(op) => op.check(name),
         Op::Route(op) => op.check(name),
         Op::Experts(op) => op.check(name),
+        Op::ExpertRows(op) => op.check(name),
+        Op::ExpertsCombine(op) => op.check(name),
         Op::Swiglu(op) => op.check(name),
         Op::Add(op) => op.check(name),
-        Op::AllGather(op) => op.check(name, shard.ranks),
+        Op::AllGather(op) => op.check(name),
         Op::Select(op) => op.check(name),
         Op::Sample(op) => op.check(name),
         Op::TraceKda(op) => op.check(name),
@@ -409,6 +411,27 @@ impl Experts {
     }
 }
 
+impl ExpertRows {
+    fn check(&self, op: Operation) -> Result<()> {
+        let (d, n, local) = (self.input.width, self.gate.rows, self.gate.stack);
+        op.weight("gate", self.gate, [local, n, d])?;
+        op.weight("up", self.up, [local, n, d])?;
+        op.weight("down", self.down, [local, d, n])?;
+        op.tensor("the experts", self.experts, self.experts.width, Index)?;
+        op.tensor("the output", self.output, self.experts.width * d, F32)
+    }
+}
+
+impl ExpertsCombine {
+    fn check(&self, op: Operation) -> Result<()> {
+        let (d, top_k) = (self.output.width, self.experts.width);
+        op.tensor("the experts", self.experts, top_k, Index)?;
+        op.tensor("the weights", self.weights, top_k, F32)?;
+        op.tensor("the rows", self.rows, top_k * d, F32)?;
+        op.tensor("the output", self.output, d, Activation)
+    }
+}
+
 impl Swiglu {
     fn check(&self, op: Operation) -> Result<()> {
         op.rows("the output", self.input.rows, self.output)?;
@@ -431,12 +454,12 @@ impl Add {
 }
 
 impl AllGather {
-    fn check(&self, op: Operation, ranks: usize) -> Result<()> {
+    fn check(&self, op: Operation) -> Result<()> {
         op.rows("the output", self.input.rows, self.output)?;
         op.tensor(
             "the output",
             self.output,
-            ranks * self.input.width,
+            self.input.width,
             self.input.element,
         )
     }

@@ -4,8 +4,9 @@ use rayon::prelude::*;
 
 use super::linear::linear;
 use super::math::vectorised;
-use super::memory::CpuWeight;
+use super::memory::{CpuWeight, Memory};
 use super::swiglu::multiply;
+use crate::backend::Weight;
 
 /// The three stacks of one layer's local experts.
 pub(super) struct Stacks<'a> {
@@ -23,6 +24,20 @@ pub(super) struct Stacks<'a> {
     pub(super) first: usize,
 }
 
+impl<'a> Stacks<'a> {
+    /// Gate, up and down of the experts from `first` on.
+    pub(super) fn new(memory: &'a Memory, [gate, up, down]: [Weight; 3], first: usize) -> Self {
+        Self {
+            gate: memory.weight(gate),
+            up: memory.weight(up),
+            down: memory.weight(down),
+            count: gate.stack,
+            width: gate.rows,
+            first,
+        }
+    }
+}
+
 /// `output[t] = sum_e weights[t, e] expert_e(input[t])` over the local experts among `ids` `[T, top_k]`.
 pub(super) fn experts(
     input: &[f32],
@@ -32,45 +47,85 @@ pub(super) fn experts(
     output: &mut [f32],
 ) {
     let d = stacks.gate.columns();
-    let tokens = input.len() / d;
-    if tokens == 0 {
+    if input.is_empty() {
         return;
     }
-    let top_k = ids.len() / tokens;
-    // For each local expert the choices that name it, as indices into `ids`.
-    let mut choices = vec![Vec::new(); stacks.count];
-    for (assignment, id) in ids.iter().enumerate() {
-        let local = (*id as usize)
-            .checked_sub(stacks.first)
-            .and_then(|local| choices.get_mut(local));
-        if let Some(local) = local {
-            local.push(assignment);
+    let results = Results::new(input, ids, stacks);
+    combine(&results.by_choice(ids.len(), d), weights, d, output);
+}
+
+/// `output[t, i] = expert_e(input[t])` for each local expert e among `ids` `[T, top_k]`.
+pub(super) fn expert_rows(input: &[f32], ids: &[u32], stacks: &Stacks<'_>, output: &mut [f32]) {
+    let d = stacks.gate.columns();
+    if input.is_empty() {
+        return;
+    }
+    let results = Results::new(input, ids, stacks);
+    let rows = results.by_choice(ids.len(), d);
+    for (output, row) in output.chunks_exact_mut(d).zip(rows) {
+        if let Some(row) = row {
+            output.copy_from_slice(row);
         }
     }
-    let results: Vec<Vec<f32>> = choices
-        .par_iter()
-        .enumerate()
-        .map(|(expert, choices)| {
-            let rows = choices.iter().flat_map(|assignment| {
-                &input[assignment / top_k * d..(assignment / top_k + 1) * d]
-            });
-            one_expert(&rows.copied().collect::<Vec<f32>>(), stacks, expert)
-        })
-        .collect();
-    let mut found = vec![None; ids.len()];
-    for (expert, choices) in choices.iter().enumerate() {
-        for (row, assignment) in choices.iter().enumerate() {
-            found[*assignment] = Some(&results[expert][row * d..(row + 1) * d]);
+}
+
+/// What the local experts computed.
+struct Results {
+    /// For each local expert the choices that name it, as indices into the ids.
+    choices: Vec<Vec<usize>>,
+    /// For each local expert a row per choice.
+    rows: Vec<Vec<f32>>,
+}
+
+impl Results {
+    fn new(input: &[f32], ids: &[u32], stacks: &Stacks<'_>) -> Self {
+        let d = stacks.gate.columns();
+        let top_k = ids.len() / (input.len() / d);
+        let mut choices = vec![Vec::new(); stacks.count];
+        for (assignment, id) in ids.iter().enumerate() {
+            let local = (*id as usize)
+                .checked_sub(stacks.first)
+                .and_then(|local| choices.get_mut(local));
+            if let Some(local) = local {
+                local.push(assignment);
+            }
         }
+        let rows = choices
+            .par_iter()
+            .enumerate()
+            .map(|(expert, choices)| {
+                let rows = choices.iter().flat_map(|assignment| {
+                    &input[assignment / top_k * d..(assignment / top_k + 1) * d]
+                });
+                one_expert(&rows.copied().collect::<Vec<f32>>(), stacks, expert)
+            })
+            .collect();
+        Self { choices, rows }
     }
-    // Summed in the order of a token's choices, so that the result does not depend on other tokens.
+
+    /// The row of each choice, `d` wide; `None` for other ranks' experts.
+    fn by_choice(&self, choices: usize, d: usize) -> Vec<Option<&[f32]>> {
+        let mut found = vec![None; choices];
+        for (choices, rows) in self.choices.iter().zip(&self.rows) {
+            for (row, assignment) in choices.iter().enumerate() {
+                found[*assignment] = Some(&rows[row * d..(row + 1) * d]);
+            }
+        }
+        found
+    }
+}
+
+/// `output[t] = sum_i weights[t, i] rows[t, i]`, rows of width `d`. Summed in the order of a token's choices, so that the result
+/// does not depend on other tokens.
+pub(super) fn combine(rows: &[Option<&[f32]>], weights: &[f32], d: usize, output: &mut [f32]) {
+    let top_k = rows.len() / (output.len() / d).max(1);
     output
         .par_chunks_exact_mut(d)
         .enumerate()
         .for_each(|(t, output)| {
             output.fill(0.0);
             for assignment in t * top_k..(t + 1) * top_k {
-                if let Some(row) = found[assignment] {
+                if let Some(row) = rows[assignment] {
                     output
                         .iter_mut()
                         .zip(row)

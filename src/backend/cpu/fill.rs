@@ -54,7 +54,7 @@ pub(super) fn weight(weight: RandomWeight) -> Result<WeightSource> {
             format: weight.format,
             bytes,
         }],
-        shard: weight.shard,
+        place: weight.place,
     })
 }
 

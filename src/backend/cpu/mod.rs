@@ -35,33 +35,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use self::latents::Latents;
 use self::memory::{Memory, States};
 use super::{
-    Alone, Backend, Block, Capacity, Collective, Device, Element, LatentLayout, LatentPool,
-    LatentRecord, Program, Random, RandomWeight, Result, Rows, Shard, Slot, StateLayout, StatePool,
-    StateRecord, Step, Tensor, TensorValues, Ticket, Weight, WeightSource,
+    Backend, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord, Program,
+    Random, RandomWeight, Result, Rows, Slot, StateLayout, StatePool, StateRecord, Step, Tensor,
+    TensorValues, Ticket, Weight, WeightSource,
 };
 use super::{check, host};
 use crate::config::Dtype;
 
-/// One rank's part of this machine's CPU and memory.
+/// This machine's CPU and memory.
 pub struct CpuBackend {
     device: Device,
-    collective: Arc<dyn Collective>,
     memory: Arc<Mutex<Memory>>,
 }
 
 impl CpuBackend {
-    /// The whole machine as a single rank.
+    /// The whole machine.
     #[must_use]
     pub fn new() -> Self {
-        Self::with_collective(Arc::new(Alone))
-    }
-
-    /// One rank of several; each must run in a thread of its own, since collectives wait for the others.
-    #[must_use]
-    pub fn with_collective(collective: Arc<dyn Collective>) -> Self {
         Self {
             device: describe(),
-            collective,
             memory: Arc::new(Mutex::new(Memory::new("cpu"))),
         }
     }
@@ -99,10 +91,6 @@ pub fn describe() -> Device {
 impl Backend for CpuBackend {
     fn device(&self) -> &Device {
         &self.device
-    }
-
-    fn shard(&self) -> Shard {
-        self.collective.shard()
     }
 
     fn weight(&mut self, source: WeightSource) -> Result<Weight> {
@@ -217,13 +205,8 @@ impl Backend for CpuBackend {
     }
 
     fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>> {
-        let demands = check::program(program, &capacity, self.shard())?;
-        let mut step = step::CpuStep::new(
-            Arc::clone(&self.memory),
-            Arc::clone(&self.collective),
-            capacity,
-            demands,
-        );
+        let demands = check::program(program, &capacity)?;
+        let mut step = step::CpuStep::new(Arc::clone(&self.memory), capacity, demands);
         let program = program.expanded(|_| false);
         self.memory().check(&program)?;
         program.ops.iter().for_each(|op| step.push(op));

@@ -15,9 +15,9 @@ use super::{
 };
 use crate::backend::check::Demands;
 use crate::backend::{
-    Add, AllGather, AllReduce, Batch, Capacity, Collective, Embed, Experts, GatedNorm, KdaGates,
-    KdaRecurrence, Linear, MlaAppend, MlaAttention, Op, Result, RmsNorm, Route, Rows, Sample,
-    Segment, Select, Shard, ShortConv, Step, StepOutput, Swiglu, Tensor, TensorValues, Ticket,
+    Add, AllGather, Batch, Capacity, Embed, ExpertRows, Experts, ExpertsCombine, GatedNorm,
+    KdaGates, KdaRecurrence, Linear, MlaAppend, MlaAttention, Op, Result, RmsNorm, Route, Rows,
+    Sample, Segment, Select, ShortConv, Step, StepOutput, Swiglu, Tensor, TensorValues, Ticket,
 };
 use crate::error::BackendError;
 
@@ -29,7 +29,6 @@ type Operation = Box<dyn Fn(&mut Memory, &Run<'_>, &mut StepOutput) -> Result<()
 /// The batch of one submission, with precomputed values for its operations.
 pub(super) struct Run<'a> {
     pub(super) batch: &'a Batch,
-    collective: &'a dyn Collective,
 }
 
 impl Run<'_> {
@@ -59,7 +58,6 @@ impl Run<'_> {
 
 pub(super) struct CpuStep {
     memory: Arc<Mutex<Memory>>,
-    collective: Arc<dyn Collective>,
     capacity: Capacity,
     demands: Demands,
     names: Vec<&'static str>,
@@ -68,15 +66,9 @@ pub(super) struct CpuStep {
 }
 
 impl CpuStep {
-    pub(super) fn new(
-        memory: Arc<Mutex<Memory>>,
-        collective: Arc<dyn Collective>,
-        capacity: Capacity,
-        demands: Demands,
-    ) -> Self {
+    pub(super) fn new(memory: Arc<Mutex<Memory>>, capacity: Capacity, demands: Demands) -> Self {
         Self {
             memory,
-            collective,
             capacity,
             demands,
             names: Vec::new(),
@@ -163,9 +155,10 @@ impl CpuStep {
             Op::MlaDecode(op) => self.attention("mla_decode", op, mla_decode::mla_decode),
             Op::Route(op) => self.route(op),
             Op::Experts(op) => self.experts(op),
+            Op::ExpertRows(op) => self.expert_rows(op),
+            Op::ExpertsCombine(op) => self.experts_combine(op),
             Op::Swiglu(op) => self.swiglu(op),
             Op::Add(op) => self.add(op),
-            Op::AllReduce(op) => self.all_reduce(op),
             Op::AllGather(op) => self.all_gather(op),
             Op::Select(op) => self.select(op),
             Op::Sample(op) => self.sample(op),
@@ -176,6 +169,8 @@ impl CpuStep {
             Op::TraceRoute(op) => self.trace_route(op),
             Op::TraceState(op) => self.trace_state(op),
             Op::TraceAttention(op) => self.trace_attention(op),
+            // The sum over a single rank.
+            Op::AllReduce(_) => {}
             Op::AddNorm(_)
             | Op::KdaBlock(_)
             | Op::MlaBlock(_)
@@ -341,16 +336,28 @@ impl CpuStep {
     fn experts(&mut self, op: Experts) {
         self.record_rows("experts", op.output, move |memory, run, output| {
             let rows = run.rows(Rows::Tokens);
-            let stacks = Stacks {
-                gate: memory.weight(op.gate),
-                up: memory.weight(op.up),
-                down: memory.weight(op.down),
-                count: op.gate.stack,
-                width: op.gate.rows,
-                first: op.first_expert,
-            };
+            let stacks = Stacks::new(memory, [op.gate, op.up, op.down], op.first_expert);
             let (ids, weights) = (memory.index(op.experts, rows), memory.f32(op.weights, rows));
             experts::experts(memory.f32(op.input, rows), ids, weights, &stacks, output);
+        });
+    }
+
+    fn expert_rows(&mut self, op: ExpertRows) {
+        self.record_rows("expert_rows", op.output, move |memory, run, output| {
+            let rows = run.rows(Rows::Tokens);
+            let stacks = Stacks::new(memory, [op.gate, op.up, op.down], op.first_expert);
+            let ids = memory.index(op.experts, rows);
+            experts::expert_rows(memory.f32(op.input, rows), ids, &stacks, output);
+        });
+    }
+
+    fn experts_combine(&mut self, op: ExpertsCombine) {
+        self.record_rows("experts_combine", op.output, move |memory, run, output| {
+            let rows = run.rows(Rows::Tokens);
+            let weights = memory.f32(op.weights, rows);
+            let results = memory.f32(op.rows, rows).chunks_exact(op.output.width);
+            let results: Vec<Option<&[f32]>> = results.map(Some).collect();
+            experts::combine(&results, weights, op.output.width, output);
         });
     }
 
@@ -375,29 +382,9 @@ impl CpuStep {
         });
     }
 
-    fn all_reduce(&mut self, op: AllReduce) {
-        if self.collective.shard().ranks > 1 {
-            self.record_rows("all_reduce", op.target, |_, run, values| {
-                run.collective.all_reduce(values)
-            });
-        }
-    }
-
     fn all_gather(&mut self, op: AllGather) {
         self.record_rows("all_gather", op.output, move |memory, run, output| {
-            let rows = run.rows(op.input.rows);
-            let gathered = run.collective.all_gather(memory.f32(op.input, rows));
-            for (rank, part) in gathered
-                .chunks_exact((rows * op.input.width).max(1))
-                .enumerate()
-            {
-                for (row, part) in output
-                    .chunks_exact_mut(op.output.width)
-                    .zip(part.chunks_exact(op.input.width))
-                {
-                    row[rank * op.input.width..(rank + 1) * op.input.width].copy_from_slice(part);
-                }
-            }
+            output.copy_from_slice(memory.f32(op.input, run.rows(op.input.rows)));
         });
     }
 
@@ -465,20 +452,12 @@ impl Step for CpuStep {
 
     fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
         self.demands.check(&self.capacity, batch)?;
-        let run = Run {
-            batch,
-            collective: &*self.collective,
-        };
+        let run = Run { batch };
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         let mut output = StepOutput::default();
         let memory = &mut *memory;
-        let result = if self.collective.shard() == Shard::WHOLE {
-            // On a thread of the pool: from outside of it, each operation would wake a thread and wait for it.
-            rayon::scope(|_| self.run(memory, &run, &mut output))
-        } else {
-            // A rank that waits for another must not occupy the thread that the other would run on.
-            self.run(memory, &run, &mut output)
-        };
+        // On a thread of the pool: from outside of it, each operation would wake a thread and wait for it.
+        let result = rayon::scope(|_| self.run(memory, &run, &mut output));
         Ok(Ticket::ready(result.map(|()| output)))
     }
 }

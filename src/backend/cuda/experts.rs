@@ -7,7 +7,10 @@ use super::products::suits_library;
 use super::step::{CudaStep, Kernel, STAGES_BYTES, TILE, arguments};
 use super::weights::Stored;
 use crate::backend::gpu::batch_metadata::BatchMetadata;
-use crate::backend::{AddNorm, Experts, MlpBlock, MoeBlock, Op, Result, Route, Rows, Weight};
+use crate::backend::{
+    AddNorm, ExpertRows, Experts, ExpertsCombine, MlpBlock, MoeBlock, Op, Result, Route, Rows,
+    Tensor, Weight,
+};
 use crate::error::BackendError;
 
 /// Maximum number of experts, and of groups of them.
@@ -240,16 +243,44 @@ impl CudaStep {
         norm: Option<&AddNorm>,
     ) -> Result<()> {
         self.name("experts");
-        let (local, n, d, top_k) = (
-            op.gate.stack,
-            op.gate.rows,
-            op.input.width,
-            op.experts.width,
-        );
+        let assignments = self.capacity.tokens * op.experts.width;
+        let results = self.scratch("experts' outputs", 4 * assignments * op.input.width)?;
+        let added = shared.as_ref().map(|shared| &shared.output);
+        let added = added.map_or(Argument::Null, Argument::from);
+        self.expert_results(op.rows(op.output), &results, shared)?;
+        let there = [op.first_expert, op.gate.stack].map(|word| word as u32);
+        let chosen = [op.experts, op.weights];
+        self.combine(chosen, &results, added, op.output, there, norm)
+    }
+
+    pub(super) fn encode_expert_rows(&mut self, op: ExpertRows) -> Result<()> {
+        self.name("expert_rows");
+        let results = self.tensor(op.output)?;
+        self.expert_results(op, &results, None)
+    }
+
+    pub(super) fn encode_experts_combine(&mut self, op: ExpertsCombine) -> Result<()> {
+        self.name("experts_combine");
+        let results = self.tensor(op.rows)?;
+        let chosen = [op.experts, op.weights];
+        // Every choice has a row.
+        let there = [0, u32::MAX];
+        self.combine(chosen, &results, Argument::Null, op.output, there, None)
+    }
+
+    /// The results of the local experts, `[T, top_k, d]` f32, and of the shared ones for single rows; the tensor `op.output` is
+    /// not used.
+    fn expert_results(
+        &mut self,
+        op: ExpertRows,
+        results: &Arc<Buffer>,
+        shared: Option<Shared>,
+    ) -> Result<()> {
+        let (local, n, top_k) = (op.gate.stack, op.gate.rows, op.experts.width);
         limit(local)?;
         let assignments = self.capacity.tokens * top_k;
         let [width, hidden_width, choices, first, experts] =
-            [d, n, top_k, op.first_expert, local].map(|word| word as u32);
+            [op.input.width, n, top_k, op.first_expert, local].map(|word| word as u32);
         let layer = Layer {
             shared,
             ids: self.tensor(op.experts)?,
@@ -257,7 +288,7 @@ impl CudaStep {
             gate_up: self.stacks(&[op.gate, op.up])?,
             down: self.stacks(&[op.down])?,
             hidden: self.scratch("experts' hidden activations", 2 * assignments * n)?,
-            results: self.scratch("experts' outputs", 4 * assignments * d)?,
+            results: Arc::clone(results),
             width,
             hidden_width,
             choices,
@@ -265,20 +296,28 @@ impl CudaStep {
             experts,
         };
         self.encode_few(&layer)?;
-        self.encode_many(&layer)?;
-        let (weights, output) = (self.tensor(op.weights)?, self.tensor(op.output)?);
-        let added = layer.shared.as_ref().map(|shared| &shared.output);
-        let added = added.map_or(Argument::Null, Argument::from);
+        self.encode_many(&layer)
+    }
+
+    /// The weighted sum of a token's results with what is added to it, and what follows. `there`: the first local expert, and
+    /// the number of local experts.
+    fn combine(
+        &mut self,
+        [ids, weights]: [Tensor; 2],
+        results: &Arc<Buffer>,
+        added: Argument,
+        output: Tensor,
+        [first, experts]: [u32; 2],
+        norm: Option<&AddNorm>,
+    ) -> Result<()> {
+        let [width, choices] = [output.width, ids.width].map(|word| word as u32);
+        let [ids, weights, output] = [
+            self.tensor(ids)?,
+            self.tensor(weights)?,
+            self.tensor(output)?,
+        ];
         let combined = arguments![
-            &layer.ids,
-            &weights,
-            &layer.results,
-            added,
-            &output,
-            width,
-            choices,
-            first,
-            experts
+            &ids, &weights, results, added, &output, width, choices, first, experts
         ];
         if let Some(norm) = norm {
             let (target, normed) = (self.tensor(norm.target)?, self.tensor(norm.output)?);

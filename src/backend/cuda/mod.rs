@@ -29,8 +29,8 @@ use super::check;
 use super::gpu::later;
 use super::{
     Backend, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord, Program,
-    Random, RandomWeight, Result, Rows, Shard, Slot, StateLayout, StatePool, StateRecord, Step,
-    Tensor, TensorValues, Ticket, Weight, WeightSource,
+    Random, RandomWeight, Result, Rows, Slot, StateLayout, StatePool, StateRecord, Step, Tensor,
+    TensorValues, Ticket, Weight, WeightSource,
 };
 use crate::checkpoint::Format;
 
@@ -96,10 +96,6 @@ impl Backend for CudaBackend {
 
     fn is_asynchronous(&self) -> bool {
         true
-    }
-
-    fn shard(&self) -> Shard {
-        Shard::WHOLE
     }
 
     fn weight(&mut self, source: WeightSource) -> Result<Weight> {
@@ -242,7 +238,7 @@ impl Backend for CudaBackend {
     }
 
     fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>> {
-        let demands = check::program(program, &capacity, self.shard())?;
+        let demands = check::program(program, &capacity)?;
         let mut step = step::CudaStep::new(Arc::clone(&self.shared), capacity, demands)?;
         self.shared.memory().check(&program.expanded(|_| false))?;
         let program = program.joined().expanded(|op| step.takes(op));

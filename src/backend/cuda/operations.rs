@@ -49,6 +49,8 @@ impl CudaStep {
             Op::MlaDecode(op) => self.encode_decode(op),
             Op::Route(op) => self.encode_route(op),
             Op::Experts(op) => self.encode_experts(op, None, None),
+            Op::ExpertRows(op) => self.encode_expert_rows(op),
+            Op::ExpertsCombine(op) => self.encode_experts_combine(op),
             Op::Swiglu(op) => self.encode_swiglu(op),
             Op::Add(op) => self.encode_add(op),
             // With one rank the tensor is already the sum.

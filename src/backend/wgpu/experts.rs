@@ -4,7 +4,9 @@ use super::params::params;
 use super::pipelines::{Bind, Program};
 use super::step::{WgpuStep, flat};
 use crate::backend::gpu::batch_metadata::BatchMetadata;
-use crate::backend::{Experts, MlpBlock, MoeBlock, Result, Route, Rows, Tensor, Weight};
+use crate::backend::{
+    ExpertRows, Experts, ExpertsCombine, MlpBlock, MoeBlock, Result, Route, Rows, Tensor, Weight,
+};
 use crate::error::BackendError;
 
 params! {
@@ -107,7 +109,82 @@ impl WgpuStep {
     /// `shared`: what is added to the sum.
     pub(super) fn encode_experts(&mut self, op: Experts, shared: Option<Tensor>) -> Result<()> {
         self.name("experts");
-        let (local, n, d) = (op.gate.stack, op.gate.rows, op.input.width);
+        let (top_k, d) = (op.experts.width, op.input.width);
+        let assignments = self.encoder.capacity.tokens * top_k;
+        let results = self.encoder.scratch("experts' outputs", assignments * d)?;
+        self.expert_results(op.rows(op.output), &results)?;
+        let combine = params::Combine {
+            width: d as u32,
+            top_k: top_k as u32,
+            first_expert: op.first_expert as u32,
+            experts: op.gate.stack as u32,
+            shared_too: u32::from(shared.is_some()),
+        };
+        self.combine(
+            combine,
+            [op.experts, op.weights],
+            &results,
+            (op.output, shared),
+        )
+    }
+
+    pub(super) fn encode_expert_rows(&mut self, op: ExpertRows) -> Result<()> {
+        self.name("expert_rows");
+        let results = self.tensor(op.output)?;
+        self.expert_results(op, &results)
+    }
+
+    pub(super) fn encode_experts_combine(&mut self, op: ExpertsCombine) -> Result<()> {
+        self.name("experts_combine");
+        let results = self.tensor(op.rows)?;
+        let combine = params::Combine {
+            width: op.output.width as u32,
+            top_k: op.experts.width as u32,
+            first_expert: 0,
+            // Every choice has a row.
+            experts: u32::MAX,
+            shared_too: 0,
+        };
+        self.combine(
+            combine,
+            [op.experts, op.weights],
+            &results,
+            (op.output, None),
+        )
+    }
+
+    /// The weighted sum of a token's results, `[assignments, d]`, and what is added to it.
+    fn combine(
+        &mut self,
+        params: params::Combine,
+        [ids, weights]: [Tensor; 2],
+        results: &wgpu::Buffer,
+        (output, shared): (Tensor, Option<Tensor>),
+    ) -> Result<()> {
+        let d = output.width;
+        let [ids, weights, output] = [
+            self.tensor(ids)?,
+            self.tensor(weights)?,
+            self.tensor(output)?,
+        ];
+        let shared = shared.map(|shared| self.tensor(shared)).transpose()?;
+        self.dispatch(
+            Program::new("experts_combine"),
+            &params,
+            &[
+                Bind::Read(2, &ids),
+                Bind::Read(3, &weights),
+                Bind::Read(4, results),
+                Bind::Write(5, &output),
+                Bind::Read(8, shared.as_ref().unwrap_or(&weights)),
+            ],
+            move |metadata| flat(metadata.tokens * d),
+        )
+    }
+
+    /// The results of the local experts, `[assignments, d]`; the tensor `op.output` is not used.
+    fn expert_results(&mut self, op: ExpertRows, results: &wgpu::Buffer) -> Result<()> {
+        let (local, n) = (op.gate.stack, op.gate.rows);
         if local > EXPERTS {
             return Err(too_many(local, 1));
         }
@@ -117,7 +194,6 @@ impl WgpuStep {
         let most_tiles = assignments;
         let gate = encoder.scratch("experts' gates", assignments * n)?;
         let up = encoder.scratch("experts' hidden activations", assignments * n)?;
-        let results = encoder.scratch("experts' outputs", assignments * d)?;
         let sorting = Sorting {
             groups: encoder.scratch("assignments by expert", 1 + 3 * most_tiles + assignments)?,
             most_tiles,
@@ -125,16 +201,7 @@ impl WgpuStep {
             experts: local,
             few: encoder.few(),
         };
-        let (ids, weights) = (encoder.tensor(op.experts)?, encoder.tensor(op.weights)?);
-        let (input, output) = (encoder.tensor(op.input)?, encoder.tensor(op.output)?);
-        let shared = shared.map(|shared| encoder.tensor(shared)).transpose()?;
-        let combine = |width: usize| params::Combine {
-            width: width as u32,
-            top_k: top_k as u32,
-            first_expert: op.first_expert as u32,
-            experts: local as u32,
-            shared_too: u32::from(shared.is_some()),
-        };
+        let (ids, input) = (encoder.tensor(op.experts)?, encoder.tensor(op.input)?);
         for many in [false, true] {
             let tile = if many { TILE } else { 1 };
             let counted = sorting.clone();
@@ -155,7 +222,13 @@ impl WgpuStep {
         self.grouped(&sorting, (&input, true), op.up, &up)?;
         self.dispatch(
             Program::entry("experts_combine", "experts_activate"),
-            &combine(n),
+            &params::Combine {
+                width: n as u32,
+                top_k: top_k as u32,
+                first_expert: op.first_expert as u32,
+                experts: local as u32,
+                shared_too: 0,
+            },
             &[
                 Bind::Read(2, &ids),
                 Bind::Read(6, &up),
@@ -163,19 +236,7 @@ impl WgpuStep {
             ],
             move |metadata| flat(metadata.tokens * top_k * n),
         )?;
-        self.grouped(&sorting, (&gate, false), op.down, &results)?;
-        self.dispatch(
-            Program::new("experts_combine"),
-            &combine(d),
-            &[
-                Bind::Read(2, &ids),
-                Bind::Read(3, &weights),
-                Bind::Read(4, &results),
-                Bind::Write(5, &output),
-                Bind::Read(8, shared.as_ref().unwrap_or(&input)),
-            ],
-            move |metadata| flat(metadata.tokens * d),
-        )
+        self.grouped(&sorting, (&gate, false), op.down, results)
     }
 
     /// Each assignment's row times its expert's matrix, over every buffer of the stack. `by_token`: the input has a row per

@@ -38,7 +38,7 @@ use super::check;
 use super::gpu::later;
 use super::{
     Backend, Block, Capacity, ConfirmedReport, Device, Element, LatentLayout, LatentPool,
-    LatentRecord, Program, Random, RandomWeight, Result, Rows, Shard, Slot, StateLayout, StatePool,
+    LatentRecord, Program, Random, RandomWeight, Result, Rows, Slot, StateLayout, StatePool,
     StateRecord, Step, Tensor, TensorValues, Ticket, Weight, WeightSource,
 };
 use crate::config::Dtype;
@@ -207,10 +207,6 @@ impl Backend for WgpuBackend {
 
     fn is_asynchronous(&self) -> bool {
         true
-    }
-
-    fn shard(&self) -> Shard {
-        Shard::WHOLE
     }
 
     fn weight(&mut self, source: WeightSource) -> Result<Weight> {
@@ -382,7 +378,7 @@ impl Backend for WgpuBackend {
     }
 
     fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>> {
-        let demands = check::program(program, &capacity, self.shard())?;
+        let demands = check::program(program, &capacity)?;
         let mut step = step::WgpuStep::new(Arc::clone(&self.shared), capacity, demands)?;
         self.shared.memory().check(&program.expanded(|_| false))?;
         let program = program.joined().expanded(step::WgpuStep::takes);

@@ -12,6 +12,7 @@ use super::super::options::{
     CacheOptions, DeviceOptions, ModelOptions, WeightOptions, checkpoint, load_model,
     parse_token_limit, parse_tokens,
 };
+use super::super::parallel::ParallelOptions;
 use super::super::progress::Progress;
 
 /// How results are printed.
@@ -32,6 +33,8 @@ pub(super) struct Arguments {
     weights: WeightOptions,
     #[command(flatten)]
     device: DeviceOptions,
+    #[command(flatten)]
+    parallel: ParallelOptions,
     #[command(flatten)]
     cache: CacheOptions,
     /// Prompt lengths to time, in tokens; 0 for none.
@@ -99,7 +102,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         &arguments.model,
         arguments.weights,
         &config,
-        arguments.device.open()?,
+        arguments.parallel.open(&arguments.device, &config)?,
         |device| {
             limits(
                 &tests,

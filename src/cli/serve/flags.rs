@@ -11,6 +11,7 @@ use kimi_linear::engine::{BLOCK_TOKENS, PREFILL_CHUNK};
 use kimi_linear::server::{Origins, ServerOptions};
 
 use super::super::options::{CacheOptions, DtypeName, parse_tokens};
+use super::super::parallel::ParallelOptions;
 use super::tls::Ssl;
 
 /// The address to listen on, and who may send requests.
@@ -218,19 +219,13 @@ pub(super) struct Engines {
     /// Seed for requests that do not set one. Default: a new seed for each request.
     #[arg(long, value_name = "N")]
     pub(super) seed: Option<u64>,
-    /// Number of devices that share the model; only 1 is supported.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    tensor_parallel_size: usize,
+    #[command(flatten)]
+    pub(super) parallel: ParallelOptions,
 }
 
 impl Engines {
     /// Refuses invalid values before anything is loaded.
     pub(super) fn check(&self) -> Result<()> {
-        ensure!(
-            self.tensor_parallel_size == 1,
-            "--tensor-parallel-size {}: this program runs a model on one device; give 1, or leave it out",
-            self.tensor_parallel_size
-        );
         ensure!(
             self.gpu_memory_utilization > 0.0 && self.gpu_memory_utilization <= 1.0,
             "--gpu-memory-utilization should be above 0 and at most 1, but is {}",

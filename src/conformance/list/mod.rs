@@ -4,6 +4,7 @@ mod blocks;
 mod choice;
 mod conv;
 mod dense;
+mod expert_rows;
 mod fed;
 mod gates;
 mod kda;
@@ -28,7 +29,7 @@ pub use kda_input::{KdaCase, KdaExpected};
 use super::Case;
 
 /// The operations and properties of the cases, in the order of the model, with a description of each.
-pub const OPERATIONS: [(&str, &str); 28] = [
+pub const OPERATIONS: [(&str, &str); 30] = [
     ("embed", "the embedding's rows of the tokens"),
     (
         "rms_norm",
@@ -73,6 +74,14 @@ pub const OPERATIONS: [(&str, &str); 28] = [
         "the router: experts chosen by biased scores, weighted by plain scores",
     ),
     ("experts", "the routed experts of this rank"),
+    (
+        "expert_rows",
+        "the results of the routed experts of this rank, before their sum",
+    ),
+    (
+        "experts_combine",
+        "the weighted sum of such results, and of those of two ranks",
+    ),
     ("swiglu", "the gated activation of an MLP"),
     ("add", "the residual sum"),
     ("add_norm", "the residual sum and the norm of it"),
@@ -128,6 +137,7 @@ pub fn all() -> Vec<Case> {
         kda_properties::cases(),
         mla_cases::cases(),
         moe::cases(),
+        expert_rows::cases(),
         quantised::cases(),
         choice::cases(),
         sample::cases(),

@@ -486,16 +486,27 @@ pub(super) fn experts(
     experts_in(ctx, &[format], shape, held, chosen, tokens, top_k)
 }
 
-/// The same with experts alternating between these formats.
-pub(super) fn experts_in(
+/// Experts and the choices of some tokens.
+pub(super) struct DrawnExperts {
+    /// `[T, d]`.
+    pub(super) rows: Vec<f32>,
+    /// `[T, top_k]`.
+    pub(super) ids: Vec<u32>,
+    /// `[T, top_k]`.
+    pub(super) weights: Vec<f32>,
+    /// Gate, up and down.
+    pub(super) stacks: [Matrix; 3],
+}
+
+/// Experts `held` that alternate between these formats, for ids drawn from `chosen`.
+pub(super) fn draw_experts(
     ctx: &mut CaseContext<'_>,
     formats: &[Format],
     [local, n, d]: [usize; 3],
     held: std::ops::Range<usize>,
     chosen: std::ops::Range<usize>,
-    tokens: usize,
-    top_k: usize,
-) -> Result<Operation> {
+    [tokens, top_k]: [usize; 2],
+) -> Result<DrawnExperts> {
     let mut ids = Vec::with_capacity(tokens * top_k);
     for _ in 0..tokens {
         let mut left: Vec<usize> = chosen.clone().collect();
@@ -519,8 +530,32 @@ pub(super) fn experts_in(
         }
         ctx.cut_matrix([local, rows, columns], columns, 0, &parts, values)
     };
-    let (gate, up, down) = (stack(ctx, n, d)?, stack(ctx, n, d)?, stack(ctx, d, n)?);
+    let stacks = [stack(ctx, n, d)?, stack(ctx, n, d)?, stack(ctx, d, n)?];
     let rows = ctx.activations(tokens * d, 1.0);
+    Ok(DrawnExperts {
+        rows,
+        ids,
+        weights,
+        stacks,
+    })
+}
+
+/// The same operation with experts alternating between these formats.
+pub(super) fn experts_in(
+    ctx: &mut CaseContext<'_>,
+    formats: &[Format],
+    shape: [usize; 3],
+    held: std::ops::Range<usize>,
+    chosen: std::ops::Range<usize>,
+    tokens: usize,
+    top_k: usize,
+) -> Result<Operation> {
+    let d = shape[2];
+    let made = draw_experts(ctx, formats, shape, held.clone(), chosen, [tokens, top_k])?;
+    let DrawnExperts {
+        rows, ids, weights, ..
+    } = made;
+    let [gate, up, down] = made.stacks;
     let answer = ctx.answer(|| {
         oracle::experts(
             &widen(&rows),
@@ -528,7 +563,7 @@ pub(super) fn experts_in(
             &widen(&weights),
             [&gate.values, &up.values, &down.values],
             held.start,
-            [local, n, d],
+            shape,
         )
     });
     let [gate, up, down] = [gate, up, down].map(|matrix| matrix.weight);

@@ -3,8 +3,8 @@
 
 use super::kda_fixture::record;
 use crate::backend::{
-    Block, Element, LatentLayout, LatentRecord, Orientation, Result, Rows, Slot, StateLayout,
-    StateRecord, TensorValues, WeightSource,
+    Block, Element, LatentLayout, LatentRecord, Orientation, Place, Result, Rows, Slot,
+    StateLayout, StateRecord, TensorValues, WeightSource,
 };
 use crate::checkpoint::Format;
 use crate::config::Dtype;
@@ -306,7 +306,7 @@ fn bad_weights(ctx: &mut CaseContext<'_>) -> Result<()> {
         stored_columns: 10,
         first_column: 0,
         parts: vec![stored(&vec![1.0; 60], Format::BF16)],
-        shard: ctx.backend.shard(),
+        place: Place::default(),
     };
     ctx.backend.weight(good.clone())?;
     for (what, bad) in [

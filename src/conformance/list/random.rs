@@ -55,7 +55,7 @@ fn made(format: Format, [rows, columns]: [usize; 2], random: Random) -> RandomWe
         stack: 1,
         rows,
         columns,
-        shard: crate::backend::Shard::WHOLE,
+        place: crate::backend::Place::default(),
         random,
     }
 }

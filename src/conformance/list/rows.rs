@@ -124,18 +124,23 @@ impl Operation {
 
     /// The batch with this number of rows.
     fn batch(&self, rows: usize) -> Batch {
-        let lengths = (self.layout)(rows);
-        if let [length] = lengths[..] {
-            return plain(length);
-        }
-        let segment = |(i, length): (usize, usize)| Segment {
-            slot_out: Slot(i as u32),
-            ..plain(length).segments.remove(0)
-        };
-        Batch {
-            segments: lengths.into_iter().enumerate().map(segment).collect(),
-            ..plain(rows)
-        }
+        laid_out(self.layout, rows)
+    }
+}
+
+/// A batch with this number of rows, divided into several segments.
+pub(super) fn laid_out(layout: Layout, rows: usize) -> Batch {
+    let lengths = layout(rows);
+    if let [length] = lengths[..] {
+        return plain(length);
+    }
+    let segment = |(i, length): (usize, usize)| Segment {
+        slot_out: Slot(i as u32),
+        ..plain(length).segments.remove(0)
+    };
+    Batch {
+        segments: lengths.into_iter().enumerate().map(segment).collect(),
+        ..plain(rows)
     }
 }
 

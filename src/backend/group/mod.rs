@@ -1,0 +1,506 @@
+//! Several devices as one backend: tensor, expert and pipeline parallelism.
+//!
+//! A [`Group`] has a backend for each rank. The model loads whole weights and builds one program; the group cuts the weights
+//! by their [`Place`], gives every rank the same program over its own handles, and exchanges results between ranks through
+//! the host's memory. So any backend can be a rank, and every rank holds the same bits of what is not divided. States and
+//! latents are read and written whole, so that caches do not depend on the degrees.
+
+mod divide;
+mod lower;
+mod step;
+mod tables;
+
+use std::sync::Arc;
+
+use self::lower::{Exchange, Part, lower};
+pub use self::step::Traffic;
+use self::step::{GroupStep, Place as On, Rank};
+use self::tables::{GroupPool, GroupTensor, GroupWeight, Tables};
+use super::{
+    Backend, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord, MoeBlock,
+    Op, Parallelism, Program, Random, RandomWeight, Result, Rows, Slot, StateLayout, StatePool,
+    StateRecord, Step, Tensor, TensorValues, Ticket, Weight, WeightSource, check,
+};
+use crate::config::ModelConfig;
+use crate::error::BackendError;
+
+/// The name of the group in messages about handles.
+const NAME: &str = "several devices";
+
+/// Several devices that run one model.
+pub struct Group {
+    device: Device,
+    degrees: Parallelism,
+    /// The ranks of the first stage, then those of the next.
+    ranks: Vec<Rank>,
+    /// The layers of each stage.
+    stages: Vec<std::ops::Range<usize>>,
+    /// The stage of each layer of a pool, and its index there: of KDA and of MLA layers.
+    kda_layers: Vec<(usize, usize)>,
+    mla_layers: Vec<(usize, usize)>,
+    tables: Tables,
+    /// The tensors for rows of experts.
+    expert_rows: Vec<Tensor>,
+    traffic: Arc<Traffic>,
+}
+
+impl Group {
+    /// A group of these devices, one for each rank: the ranks of the first pipeline stage, then those of the next.
+    ///
+    /// # Errors
+    /// Degrees that do not divide the model, another number of devices, or devices of different backends.
+    pub fn new(
+        backends: Vec<Box<dyn Backend>>,
+        degrees: Parallelism,
+        config: &ModelConfig,
+    ) -> Result<Self> {
+        degrees.check(config)?;
+        let devices: Vec<&Device> = backends.iter().map(|backend| backend.device()).collect();
+        let device = join_devices(&devices, degrees.ranks())?;
+        let stages = degrees.stages(config.layers.len());
+        let places = |layers: Vec<usize>| {
+            let mut counts = vec![0; stages.len()];
+            let place = |layer: usize| {
+                let stage = stages.iter().position(|stage| stage.contains(&layer));
+                let stage = stage.unwrap_or_default();
+                counts[stage] += 1;
+                (stage, counts[stage] - 1)
+            };
+            layers.into_iter().map(place).collect()
+        };
+        Ok(Self {
+            device,
+            degrees,
+            kda_layers: places(config.kda_layers().collect()),
+            mla_layers: places(config.mla_layers().collect()),
+            stages,
+            ranks: backends.into_iter().map(Rank::new).collect(),
+            tables: Tables::new(NAME),
+            expert_rows: Vec::new(),
+            traffic: Arc::default(),
+        })
+    }
+
+    /// What is sent between its devices and the host.
+    #[must_use]
+    pub fn traffic(&self) -> Arc<Traffic> {
+        Arc::clone(&self.traffic)
+    }
+
+    /// The stage that has a layer.
+    fn stage_of(&self, layer: usize) -> usize {
+        let stage = self.stages.iter().position(|stage| layer < stage.end);
+        stage.unwrap_or(self.stages.len() - 1)
+    }
+
+    /// The ranks of a stage, each with its index there.
+    fn stage(&self, stage: usize) -> impl Iterator<Item = (usize, &Rank)> {
+        let width = self.degrees.width();
+        self.ranks[stage * width..(stage + 1) * width]
+            .iter()
+            .enumerate()
+    }
+
+    /// A tensor on every rank; its handle is that of the whole.
+    fn make_tensor(
+        &mut self,
+        (rows, capacity, width, element): (Rows, usize, usize, Element),
+        split: bool,
+    ) -> Result<Tensor> {
+        let ranks = if split { self.degrees.tensor } else { 1 };
+        let make = |rank: &Rank| rank.lock().tensor(rows, capacity, width / ranks, element);
+        let handles = self.ranks.iter().map(make).collect::<Result<_>>()?;
+        let tensor = GroupTensor {
+            split: ranks > 1,
+            ranks: handles,
+        };
+        Ok(self.tables.tensors.add(tensor, |id| Tensor {
+            id,
+            rows,
+            capacity,
+            width,
+            element,
+        }))
+    }
+
+    /// The tensor for the rows of a block's routed experts: `[T, top_k * d]`, f32.
+    fn rows_of(&mut self, block: &MoeBlock) -> Result<Tensor> {
+        let capacity = block.output.capacity;
+        let width = block.route.experts.width * block.output.width;
+        let known = self.expert_rows.iter();
+        let mut known = known.filter(|it| it.capacity == capacity && it.width == width);
+        if let Some(tensor) = known.next() {
+            return Ok(*tensor);
+        }
+        let shape = (Rows::Tokens, capacity, width, Element::F32);
+        let tensor = self.make_tensor(shape, false)?;
+        self.expert_rows.push(tensor);
+        Ok(tensor)
+    }
+
+    /// A tensor on a rank of a stage.
+    fn on(&self, stage: usize, rank: usize, tensor: Tensor) -> Result<On> {
+        let index = stage * self.degrees.width() + rank;
+        let tensor = self.tables.tensors.get(NAME, tensor)?.ranks[index];
+        let rank = self.ranks[index].clone();
+        Ok(On { rank, tensor })
+    }
+
+    /// A tensor on all ranks of a stage.
+    fn on_all(&self, stage: usize, tensor: Tensor) -> Result<Vec<On>> {
+        let ranks = 0..self.degrees.width();
+        ranks.map(|rank| self.on(stage, rank, tensor)).collect()
+    }
+
+    /// Compiles a part, and adds the names of its operations.
+    fn compile_part(
+        &mut self,
+        part: Part,
+        capacity: Capacity,
+        names: &mut Vec<&'static str>,
+    ) -> Result<step::Part> {
+        match part {
+            Part::Run { stage, programs } => {
+                let mut steps = Vec::with_capacity(programs.len());
+                let mut draws = false;
+                for ((_, rank), program) in self.stage(stage).zip(&programs) {
+                    draws |= program.ops.iter().any(|op| matches!(op, Op::Sample(_)));
+                    steps.push(rank.lock().compile(program, capacity)?);
+                }
+                let first = steps.first().map(|step| step.operations());
+                names.extend(first.unwrap_or_default());
+                Ok(step::Part::Run { steps, draws })
+            }
+            Part::Exchange { stage, exchange } => {
+                names.push(exchange.name());
+                let (from, to, experts) = match exchange {
+                    Exchange::Sum(op) => (op.target, op.target, None),
+                    Exchange::Gather(op) => (op.input, op.output, None),
+                    Exchange::Experts(op) => (op.rows, op.rows, Some(op.experts)),
+                };
+                let experts = experts.map(|tensor| self.on(stage, 0, tensor));
+                Ok(step::Part::Exchange {
+                    exchange,
+                    from: self.on_all(stage, from)?,
+                    to: self.on_all(stage, to)?,
+                    experts: experts.transpose()?,
+                })
+            }
+            Part::Send { from, to, tensors } => {
+                names.push("send");
+                let mut sent = Vec::new();
+                for tensor in tensors {
+                    if !self.tables.is_split(tensor)? {
+                        sent.push((self.on(from, 0, tensor)?, self.on_all(to, tensor)?));
+                        continue;
+                    }
+                    for rank in 0..self.degrees.width() {
+                        let to = vec![self.on(to, rank, tensor)?];
+                        sent.push((self.on(from, rank, tensor)?, to));
+                    }
+                }
+                Ok(step::Part::Send(sent))
+            }
+        }
+    }
+}
+
+/// The devices of all ranks as one.
+fn join_devices(devices: &[&Device], ranks: usize) -> Result<Device> {
+    let wrong = |what, expected: String, found: String| BackendError::Shape {
+        operation: NAME,
+        what,
+        expected,
+        found,
+    };
+    let first = match devices {
+        [first, ..] if devices.len() == ranks => *first,
+        _ => {
+            let found = devices.len().to_string();
+            return Err(wrong("their number", ranks.to_string(), found));
+        }
+    };
+    let kind = |device: &Device| (device.backend, device.precision, device.cache);
+    if let Some(other) = devices.iter().find(|device| kind(device) != kind(first)) {
+        let (expected, found) = (first.backend.to_owned(), other.backend.to_owned());
+        return Err(wrong("the backend of each", expected, found));
+    }
+    let mut names: Vec<(&str, usize)> = Vec::new();
+    for device in devices {
+        match names.iter_mut().find(|(name, _)| *name == device.name) {
+            Some((_, count)) => *count += 1,
+            None => names.push((&device.name, 1)),
+        }
+    }
+    let names = names.into_iter().map(|(name, count)| match count {
+        1 => name.to_owned(),
+        count => format!("{count} x {name}"),
+    });
+    // What the rank with the least has: ranks of one device share its memory.
+    let memory = devices.iter().map(|device| {
+        let sharing = devices.iter().filter(|other| other.index == device.index);
+        let sharing = sharing.count() as u64;
+        device.memory_bytes.map(|bytes| bytes / sharing)
+    });
+    Ok(Device {
+        name: names.collect::<Vec<_>>().join(", "),
+        memory_bytes: memory.min().flatten(),
+        ..first.clone()
+    })
+}
+
+impl Backend for Group {
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn ranks(&self) -> usize {
+        self.degrees.tensor
+    }
+
+    fn weight(&mut self, source: WeightSource) -> Result<Weight> {
+        let stage = self.stage_of(source.place.layer);
+        let load = |(index, rank): (usize, &Rank)| {
+            let part = divide::weight(&source, &self.degrees, index)?;
+            rank.lock().weight(part)
+        };
+        let ranks = self.stage(stage).map(load).collect::<Result<_>>()?;
+        let weight = GroupWeight { stage, ranks };
+        Ok(self.tables.weights.add(weight, |id| source.handle(id)))
+    }
+
+    fn random_weight(&mut self, weight: RandomWeight) -> Result<Weight> {
+        let stage = self.stage_of(weight.place.layer);
+        let make = |(index, rank): (usize, &Rank)| {
+            let part = divide::random(&weight, &self.degrees, index);
+            rank.lock().random_weight(part)
+        };
+        let ranks = self.stage(stage).map(make).collect::<Result<_>>()?;
+        let made = GroupWeight { stage, ranks };
+        Ok(self.tables.weights.add(made, |id| weight.handle(id)))
+    }
+
+    fn fill_states(&mut self, pool: &StatePool, random: Random) -> Result<()> {
+        let pools = &self.tables.states.get(NAME, *pool)?.ranks;
+        // Ranks that do not divide the heads have the same states.
+        let alike = self.degrees.width() / self.degrees.tensor;
+        for (i, (rank, pool)) in self.ranks.iter().zip(pools).enumerate() {
+            rank.lock().fill_states(pool, random.part(i / alike))?;
+        }
+        Ok(())
+    }
+
+    fn fill_latents(&mut self, pool: &LatentPool, random: Random) -> Result<()> {
+        let pools = &self.tables.latents.get(NAME, *pool)?.ranks;
+        // The ranks of a stage have the same latents.
+        let width = self.degrees.width();
+        for (i, (rank, pool)) in self.ranks.iter().zip(pools).enumerate() {
+            rank.lock().fill_latents(pool, random.part(i / width))?;
+        }
+        Ok(())
+    }
+
+    fn tensor(
+        &mut self,
+        rows: Rows,
+        capacity: usize,
+        width: usize,
+        element: Element,
+    ) -> Result<Tensor> {
+        self.make_tensor((rows, capacity, width, element), false)
+    }
+
+    fn split_tensor(
+        &mut self,
+        rows: Rows,
+        capacity: usize,
+        width: usize,
+        element: Element,
+    ) -> Result<Tensor> {
+        self.make_tensor((rows, capacity, width, element), true)
+    }
+
+    fn write_tensor(&mut self, tensor: Tensor, values: &TensorValues) -> Result<()> {
+        whole(self.tables.is_split(tensor)?)?;
+        let handles = &self.tables.tensors.get(NAME, tensor)?.ranks;
+        let mut both = self.ranks.iter().zip(handles);
+        both.try_for_each(|(rank, handle)| rank.lock().write_tensor(*handle, values))
+    }
+
+    fn read_tensor(&mut self, tensor: Tensor, rows: usize) -> Ticket<TensorValues> {
+        let last = (self.stages.len() - 1) * self.degrees.width();
+        let handle = self.tables.is_split(tensor).and_then(|split| {
+            whole(split)?;
+            Ok(self.tables.tensors.get(NAME, tensor)?.ranks[last])
+        });
+        match handle {
+            Ok(handle) => self.ranks[last].lock().read_tensor(handle, rows),
+            Err(error) => Ticket::ready(Err(error)),
+        }
+    }
+
+    fn state_pool(&mut self, layout: StateLayout) -> Result<StatePool> {
+        let (width, ranks) = (self.degrees.width(), self.degrees.tensor);
+        let make = |(index, rank): (usize, &Rank)| {
+            let layers = self.kda_layers.iter();
+            let layers = layers.filter(|(stage, _)| *stage == index / width).count();
+            let layout = divide::state_layout(&layout, ranks, layers);
+            rank.lock().state_pool(layout)
+        };
+        let ranks = self.ranks.iter().enumerate().map(make);
+        let pool = GroupPool {
+            layers: self.kda_layers.clone(),
+            ranks: ranks.collect::<Result<_>>()?,
+        };
+        Ok(self.tables.states.add(pool, |id| StatePool { id, layout }))
+    }
+
+    fn latent_pool(&mut self, layout: LatentLayout) -> Result<LatentPool> {
+        let width = self.degrees.width();
+        let make = |(index, rank): (usize, &Rank)| {
+            let layers = self.mla_layers.iter();
+            let layers = layers.filter(|(stage, _)| *stage == index / width).count();
+            rank.lock().latent_pool(LatentLayout { layers, ..layout })
+        };
+        let ranks = self.ranks.iter().enumerate().map(make);
+        let pool = GroupPool {
+            layers: self.mla_layers.clone(),
+            ranks: ranks.collect::<Result<_>>()?,
+        };
+        let latents = &mut self.tables.latents;
+        Ok(latents.add(pool, |id| LatentPool { id, layout }))
+    }
+
+    fn read_state(&mut self, pool: &StatePool, layer: usize, slot: Slot) -> Ticket<StateRecord> {
+        let layout = pool.layout;
+        let start = || {
+            pool.check_slot(layer, slot)?;
+            let group = self.tables.states.get(NAME, *pool)?;
+            let (stage, layer) = group.layers[layer];
+            let first = stage * self.degrees.width();
+            let ranks = first..first + self.degrees.tensor;
+            let read = |i: usize| {
+                self.ranks[i]
+                    .lock()
+                    .read_state(&group.ranks[i], layer, slot)
+            };
+            Ok(ranks.map(read).collect::<Vec<_>>())
+        };
+        match start() {
+            Err(error) => Ticket::ready(Err(error)),
+            Ok(tickets) => Ticket::new(async move {
+                let mut parts = Vec::with_capacity(tickets.len());
+                for ticket in tickets {
+                    parts.push(ticket.await?);
+                }
+                Ok(divide::join_states(&layout, &parts))
+            }),
+        }
+    }
+
+    fn write_state(
+        &mut self,
+        pool: &StatePool,
+        layer: usize,
+        slot: Slot,
+        record: &StateRecord,
+    ) -> Result<()> {
+        pool.check_slot(layer, slot)?;
+        pool.check_record(record)?;
+        let group = self.tables.states.get(NAME, *pool)?;
+        let (stage, layer) = group.layers[layer];
+        let first = stage * self.degrees.width();
+        for (index, rank) in self.stage(stage) {
+            let shard = self.degrees.tensor_shard(index);
+            let part = divide::cut_states(&pool.layout, shard, record);
+            let pool = &group.ranks[first + index];
+            rank.lock().write_state(pool, layer, slot, &part)?;
+        }
+        Ok(())
+    }
+
+    fn read_latents(
+        &mut self,
+        pool: &LatentPool,
+        layer: usize,
+        block: Block,
+        tokens: usize,
+    ) -> Ticket<LatentRecord> {
+        let start = || {
+            pool.check_rows(layer, block, tokens)?;
+            let group = self.tables.latents.get(NAME, *pool)?;
+            let (stage, layer) = group.layers[layer];
+            let first = stage * self.degrees.width();
+            let mut rank = self.ranks[first].lock();
+            Ok(rank.read_latents(&group.ranks[first], layer, block, tokens))
+        };
+        start().unwrap_or_else(|error| Ticket::ready(Err(error)))
+    }
+
+    fn write_latents(
+        &mut self,
+        pool: &LatentPool,
+        layer: usize,
+        block: Block,
+        record: &LatentRecord,
+    ) -> Result<()> {
+        let tokens = pool.check_record(record)?;
+        pool.check_rows(layer, block, tokens)?;
+        let group = self.tables.latents.get(NAME, *pool)?;
+        let (stage, layer) = group.layers[layer];
+        let first = stage * self.degrees.width();
+        for (index, rank) in self.stage(stage) {
+            let pool = &group.ranks[first + index];
+            rank.lock().write_latents(pool, layer, block, record)?;
+        }
+        Ok(())
+    }
+
+    fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>> {
+        let demands = check::program(program, &capacity)?;
+        self.tables.check(&program.expanded(|_| false))?;
+        let degrees = self.degrees;
+        // The tensors must exist before the program is cut.
+        let mut rows = Vec::new();
+        for op in &program.ops {
+            if let Op::MoeBlock(block) = op
+                && degrees.expert > 1
+            {
+                rows.push(self.rows_of(block)?);
+            }
+        }
+        let mut rows = rows.into_iter();
+        let missing = || BackendError::Unsupported {
+            backend: NAME,
+            what: "experts without a tensor for their rows".to_owned(),
+        };
+        let parts = lower(program, &degrees, &self.tables, |_| {
+            rows.next().ok_or_else(missing)
+        })?;
+        let mut names = Vec::new();
+        let mut compiled = Vec::with_capacity(parts.len());
+        for part in parts {
+            compiled.push(self.compile_part(part, capacity, &mut names)?);
+        }
+        self.traffic.note(&compiled);
+        Ok(Box::new(GroupStep {
+            traffic: Arc::clone(&self.traffic),
+            capacity,
+            demands,
+            parts: compiled,
+            names,
+            timed: false,
+        }))
+    }
+}
+
+/// Fails for a tensor of which no rank has the whole.
+fn whole(split: bool) -> Result<()> {
+    if split {
+        return Err(BackendError::Unsupported {
+            backend: NAME,
+            what: "access to a tensor that is divided among devices".to_owned(),
+        });
+    }
+    Ok(())
+}
