@@ -91,10 +91,7 @@ fn list(ids: &[u32]) -> String {
 
 #[test]
 fn generate_gives_the_greedy_tokens() {
-    for (model, lengths) in [
-        ("tiny-a", &[1, 7, 65, 200][..]),
-        ("tiny-128", &[5, 130]),
-    ] {
+    for (model, lengths) in [("tiny-a", &[1, 7, 65, 200][..]), ("tiny-128", &[5, 130])] {
         let expected = Fixture::open(&format!("{model}/expected.safetensors"));
         for n in lengths {
             let prompt = expected.ids(&format!("prompt.{n}.tokens"));

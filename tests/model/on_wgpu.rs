@@ -170,13 +170,7 @@ const SPLITS: [usize; 5] = [200, 1, 7, 16, 64];
 
 #[test]
 fn tiny_a_computes_what_it_must() {
-    check(
-        "tiny-a",
-        Options::default(),
-        &[1, 7, 65, 200],
-        &SPLITS,
-        65,
-    );
+    check("tiny-a", Options::default(), &[1, 7, 65, 200], &SPLITS, 65);
 }
 
 #[test]
