@@ -181,7 +181,7 @@ fn flags_that_cannot_be_are_refused() {
     refused(
         &run(&["--tensor-parallel-size", "3"]),
         1,
-        "tensor parallelism of degree 3: the model has 2 KDA heads: the degrees 1 and 2 work",
+        "tensor parallelism of degree 3: the model has 4 KDA heads: the degrees 1, 2 and 4 work",
     );
     refused(
         &run(&["--gpu-memory-utilization", "1.5"]),
