@@ -1,7 +1,7 @@
 //! Several devices as one backend: tensor, expert and pipeline parallelism.
 //!
 //! A [`Group`] has a backend for each rank. The model loads whole weights and builds one program; the group cuts the weights
-//! by their [`Place`], gives every rank the same program over its own handles, and exchanges results between ranks through
+//! by their [`Place`](super::Place), gives every rank the same program over its own handles, and exchanges results between ranks through
 //! the host's memory. So any backend can be a rank, and every rank holds the same bits of what is not divided. States and
 //! latents are read and written whole, so that caches do not depend on the degrees.
 
