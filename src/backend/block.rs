@@ -6,9 +6,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Add, AllReduce, Experts, Form, GatedNorm, KdaGates, KdaRecurrence, LatentPool, Linear,
-    MlaAppend, MlaAttention, Op, RmsNorm, Route, Segments, ShortConv, StatePool, Swiglu, Tensor,
-    Weight,
+    Add, AllReduce, ExpertRows, Experts, Form, GatedNorm, KdaGates, KdaRecurrence, LatentPool,
+    Linear, MlaAppend, MlaAttention, Op, RmsNorm, Route, Segments, ShortConv, StatePool, Swiglu,
+    Tensor, Weight,
 };
 
 /// `output = input weight^T`.
@@ -317,6 +317,21 @@ impl MlpBlock {
             ops.push(all_reduce(self.output));
         }
         ops
+    }
+}
+
+impl Experts {
+    /// The results before their sum.
+    pub(crate) fn rows(&self, output: Tensor) -> ExpertRows {
+        ExpertRows {
+            input: self.input,
+            experts: self.experts,
+            gate: self.gate,
+            up: self.up,
+            down: self.down,
+            first_expert: self.first_expert,
+            output,
+        }
     }
 }
 

@@ -501,21 +501,6 @@ pub struct Experts {
     pub output: Tensor,
 }
 
-impl Experts {
-    /// The results before their sum.
-    pub(crate) fn rows(&self, output: Tensor) -> ExpertRows {
-        ExpertRows {
-            input: self.input,
-            experts: self.experts,
-            gate: self.gate,
-            up: self.up,
-            down: self.down,
-            first_expert: self.first_expert,
-            output,
-        }
-    }
-}
-
 /// Arguments of [`Op::ExpertRows`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ExpertRows {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use self::lower::{Exchange, Part, lower};
 pub use self::step::Traffic;
-use self::step::{GroupStep, Place as On, Rank};
+use self::step::{GroupStep, On, Rank};
 use self::tables::{GroupPool, GroupTensor, GroupWeight, Tables};
 use super::{
     Backend, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord, MoeBlock,

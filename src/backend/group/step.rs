@@ -28,7 +28,7 @@ impl Rank {
 
 /// A tensor on some rank.
 #[derive(Clone)]
-pub(super) struct Place {
+pub(super) struct On {
     pub(super) rank: Rank,
     pub(super) tensor: Tensor,
 }
@@ -56,19 +56,19 @@ pub(super) enum Part {
     Exchange {
         exchange: Exchange,
         /// What is read: the target, the parts, the experts' rows.
-        from: Vec<Place>,
+        from: Vec<On>,
         /// What is written.
-        to: Vec<Place>,
+        to: Vec<On>,
         /// The experts' ids, on the first rank.
-        experts: Option<Place>,
+        experts: Option<On>,
     },
     /// Tensors of a stage, each with the places that it is copied to.
-    Send(Vec<(Place, Vec<Place>)>),
+    Send(Vec<(On, Vec<On>)>),
 }
 
 impl Part {
     /// Everything that is read or written in an exchange.
-    fn places(&self) -> Vec<&Place> {
+    fn places(&self) -> Vec<&On> {
         match self {
             Self::Run { .. } => Vec::new(),
             Self::Exchange {
@@ -190,20 +190,20 @@ fn run(steps: &mut [Box<dyn Step>], batch: &Batch, output: &mut StepOutput) -> R
 }
 
 /// Rows of a tensor that a batch has.
-fn rows(place: &Place, batch: &Batch) -> usize {
+fn rows(place: &On, batch: &Batch) -> usize {
     match place.tensor.rows {
         Rows::Tokens => batch.tokens.len(),
         Rows::Outputs => batch.outputs.len(),
     }
 }
 
-fn read(place: &Place, rows: usize, traffic: &Traffic) -> Result<TensorValues> {
+fn read(place: &On, rows: usize, traffic: &Traffic) -> Result<TensorValues> {
     let ticket = place.rank.lock().read_tensor(place.tensor, rows);
     traffic.add(rows * place.tensor.width);
     ticket.wait()
 }
 
-fn write(place: &Place, values: &TensorValues, traffic: &Traffic) -> Result<()> {
+fn write(place: &On, values: &TensorValues, traffic: &Traffic) -> Result<()> {
     traffic.add(match values {
         TensorValues::F32(values) => values.len(),
         TensorValues::Index(values) => values.len(),
@@ -212,8 +212,8 @@ fn write(place: &Place, values: &TensorValues, traffic: &Traffic) -> Result<()> 
 }
 
 /// Reads the same rows of all places.
-fn read_all(places: &[Place], rows: usize, traffic: &Traffic) -> Result<Vec<Vec<f32>>> {
-    let start = |place: &Place| place.rank.lock().read_tensor(place.tensor, rows);
+fn read_all(places: &[On], rows: usize, traffic: &Traffic) -> Result<Vec<Vec<f32>>> {
+    let start = |place: &On| place.rank.lock().read_tensor(place.tensor, rows);
     let tickets: Vec<_> = places.iter().map(start).collect();
     let values = tickets.into_iter().map(|ticket| match ticket.wait()? {
         TensorValues::F32(values) => {
@@ -236,7 +236,7 @@ fn indices(what: &'static str) -> BackendError {
 
 fn run_exchange(
     exchange: Exchange,
-    (from, to, experts): (&[Place], &[Place], Option<&Place>),
+    (from, to, experts): (&[On], &[On], Option<&On>),
     batch: &Batch,
     traffic: &Traffic,
 ) -> Result<()> {
