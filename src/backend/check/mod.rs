@@ -123,6 +123,14 @@ impl Operation {
         self.same(what, name(shape), found)
     }
 
+    /// Fails unless these are gate, up and down of the same experts, for rows of width `d`.
+    fn stacks(self, [gate, up, down]: [Weight; 3], d: usize) -> Result<()> {
+        let (n, local) = (gate.rows, gate.stack);
+        self.weight("gate", gate, [local, n, d])?;
+        self.weight("up", up, [local, n, d])?;
+        self.weight("down", down, [local, d, n])
+    }
+
     /// Fails unless a tensor's rows are of the expected kind (tokens or outputs).
     fn rows(self, what: &'static str, expected: Rows, found: Tensor) -> Result<()> {
         let name = |rows: Rows| format!("{rows:?} rows");
@@ -401,10 +409,8 @@ impl Route {
 
 impl Experts {
     fn check(&self, op: Operation) -> Result<()> {
-        let (d, n, local) = (self.input.width, self.gate.rows, self.gate.stack);
-        op.weight("gate", self.gate, [local, n, d])?;
-        op.weight("up", self.up, [local, n, d])?;
-        op.weight("down", self.down, [local, d, n])?;
+        let d = self.input.width;
+        op.stacks([self.gate, self.up, self.down], d)?;
         op.tensor("the experts", self.experts, self.experts.width, Index)?;
         op.tensor("the weights", self.weights, self.experts.width, F32)?;
         op.tensor("the output", self.output, d, Activation)
@@ -413,10 +419,8 @@ impl Experts {
 
 impl ExpertRows {
     fn check(&self, op: Operation) -> Result<()> {
-        let (d, n, local) = (self.input.width, self.gate.rows, self.gate.stack);
-        op.weight("gate", self.gate, [local, n, d])?;
-        op.weight("up", self.up, [local, n, d])?;
-        op.weight("down", self.down, [local, d, n])?;
+        let d = self.input.width;
+        op.stacks([self.gate, self.up, self.down], d)?;
         op.tensor("the experts", self.experts, self.experts.width, Index)?;
         op.tensor("the output", self.output, self.experts.width * d, F32)
     }
