@@ -55,6 +55,7 @@ fn products(name: &str, rows: usize, weights: usize) -> (CpuBackend, Box<dyn Ste
     let op = |_| {
         let source = WeightSource {
             name: "weight".to_owned(),
+            tensors: Vec::new(),
             stack: 1,
             rows: OUTPUTS,
             columns: INPUTS,

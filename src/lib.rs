@@ -30,6 +30,8 @@ pub mod files;
 pub mod llm;
 pub mod model;
 pub mod quantize;
+#[cfg(feature = "transfer")]
+pub mod ranks;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod tokenizer;

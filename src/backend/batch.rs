@@ -6,7 +6,9 @@
 use super::{Block, Draw, Slot};
 
 /// Maximum sizes of a step's batches; buffers and grids are planned for them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct Capacity {
     /// Tokens, over all segments.
     pub tokens: usize,
@@ -36,7 +38,7 @@ impl Capacity {
 }
 
 /// One submission: the tokens of all segments, and the slots and blocks of their sequences.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Batch {
     /// Token ids, `sum of segment lengths` of them.
     pub tokens: Vec<u32>,
@@ -51,7 +53,7 @@ pub struct Batch {
 }
 
 /// A token that the submission before drew, and that stayed on the device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct FedToken {
     /// Its index in [`Batch::tokens`].
     pub row: usize,
@@ -61,7 +63,7 @@ pub struct FedToken {
 }
 
 /// Consecutive tokens of one sequence.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Segment {
     /// Tokens in this segment; 0 is allowed, and copies the state.
     pub length: usize,
@@ -79,7 +81,7 @@ pub struct Segment {
 }
 
 /// A copy of the state after the first `after` tokens of a segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct StateCheckpoint {
     /// Tokens of the segment, `1..=length`.
     pub after: usize,
@@ -88,7 +90,7 @@ pub struct StateCheckpoint {
 }
 
 /// A row of the batch whose logits are requested.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct OutputRow {
     /// The token's index in [`Batch::tokens`].
     pub row: usize,

@@ -22,7 +22,7 @@ use crate::error::BackendError;
 ///    kept.
 /// 5. In the order of ids, the first kept token at which the sum of weights exceeds `random / 2^32` times the sum of all kept
 ///    weights is drawn.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Draw {
     /// The row's index in [`Batch::outputs`](super::Batch::outputs). Several draws may have the same row.
     pub output: usize,
@@ -37,14 +37,53 @@ pub struct Draw {
     /// A uniform random number in units of 2^-32.
     pub random: u32,
     /// The tokens that may be drawn: bit `id % 32` of word `id / 32`; `None` for all of them.
+    #[serde(with = "slices::optional")]
     pub allowed: Option<Arc<[u32]>>,
     /// Changed logits, ascending by token.
+    #[serde(with = "slices")]
     pub changes: Arc<[LogitChange]>,
+}
+
+/// Shared slices as sequences, for processes that do not share them.
+mod slices {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<T: Serialize, S: Serializer>(
+        slice: &Arc<[T]>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        slice[..].serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Arc<[T]>, D::Error> {
+        Vec::deserialize(from).map(Arc::from)
+    }
+
+    pub(super) mod optional {
+        use super::{Arc, Deserialize, Deserializer, Serialize, Serializer};
+
+        pub(in super::super) fn serialize<T: Serialize, S: Serializer>(
+            slice: &Option<Arc<[T]>>,
+            to: S,
+        ) -> Result<S::Ok, S::Error> {
+            slice.as_deref().serialize(to)
+        }
+
+        pub(in super::super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+            from: D,
+        ) -> Result<Option<Arc<[T]>>, D::Error> {
+            Option::<Vec<T>>::deserialize(from).map(|slice| slice.map(Arc::from))
+        }
+    }
 }
 
 /// A change of one token's logit, in f32: `(if logit > 0 { logit * positive } else { logit * negative }) + add`, or the nearest
 /// finite number.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LogitChange {
     /// The token.
     pub token: u32,
@@ -69,7 +108,7 @@ impl LogitChange {
 }
 
 /// A drawn token.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Drawn {
     /// The token.
     pub token: u32,

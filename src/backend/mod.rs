@@ -45,6 +45,9 @@ pub use block::{AddNorm, KdaBlock, MlaBlock, MlpBlock, MoeBlock};
 pub use choose::{BackendKind, devices, open};
 pub use draw::{Draw, DrawCapacity, Drawn, LogitChange};
 #[cfg(not(target_arch = "wasm32"))]
+#[cfg(feature = "transfer")]
+pub(crate) use group::divide::weight as divided_weight;
+#[cfg(not(target_arch = "wasm32"))]
 pub use group::{Group, Traffic};
 pub use operation::*;
 pub use parallelism::Parallelism;
@@ -270,7 +273,7 @@ fn unmade(what: &str) -> BackendError {
 }
 
 /// The result for one output row.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Choice {
     /// The best candidates with their logits, best first; of equal logits the lower id comes first.
     pub candidates: Vec<(u32, f32)>,
@@ -283,7 +286,7 @@ pub struct Choice {
 }
 
 /// The result of a submission.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct StepOutput {
     /// One choice per output row, in the batch's order.
     pub choices: Vec<Choice>,
@@ -294,7 +297,8 @@ pub struct StepOutput {
     pub logits: Vec<f32>,
     /// The probed tensors, in the program's order.
     pub probes: Vec<TensorValues>,
-    /// Time per kind of operation, in the order of their first appearance, if [`Step::time`] is on.
+    /// Time per kind of operation, in the order of their first appearance, if [`Step::time`] is on; not sent to another process.
+    #[serde(skip)]
     pub milliseconds: Vec<(&'static str, f64)>,
 }
 

@@ -24,6 +24,12 @@ macro_rules! ops {
         }
 
         impl Op {
+            /// The name of some operation, if it is one.
+            #[must_use]
+            pub fn known_name(name: &str) -> Option<&'static str> {
+                [$($name),*].into_iter().find(|known| *known == name)
+            }
+
             /// Its name, as the conformance list, timings and printed programs have it.
             #[must_use]
             pub fn name(&self) -> &'static str {

@@ -8,7 +8,7 @@ use crate::config::{Attention, Ffn, ModelConfig};
 use crate::error::BackendError;
 
 /// Degrees of parallelism. A pipeline stage has as many ranks as the greater of the first two degrees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Parallelism {
     /// Ranks that divide heads, hidden units and vocabulary; 1, or all ranks of a stage.
     pub tensor: usize,

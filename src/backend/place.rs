@@ -30,7 +30,7 @@ impl Default for Shard {
 }
 
 /// How tensor parallelism divides a weight.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Cut {
     /// Every rank has the whole weight.
     #[default]
@@ -42,7 +42,7 @@ pub enum Cut {
 }
 
 /// Where a weight belongs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Place {
     /// The layer; the embedding belongs to the first, and the head to the last.
     pub layer: usize,

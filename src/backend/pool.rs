@@ -6,11 +6,15 @@
 use crate::config::Dtype;
 
 /// A slot of a [`StatePool`]: the recurrent matrices and convolution states of all KDA layers of one sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct Slot(pub u32);
 
 /// One block of a [`LatentPool`]: `block_tokens` consecutive tokens of one sequence, in every MLA layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct Block(pub u32);
 
 /// What one slot holds, a layer at a time: a state of `[value_heads, key_width, value_width]` and a convolution state

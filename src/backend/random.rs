@@ -9,7 +9,7 @@ use crate::error::BackendError;
 ///
 /// The hash is two rounds of an integer finaliser over the element's index modulo 2^32. The scale is a power of two, so that
 /// the number is exact before the mean is added and every backend rounds it equally.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Random {
     /// Differs between tensors.
     pub seed: u32,
@@ -20,7 +20,7 @@ pub struct Random {
 }
 
 /// A weight that a backend generates.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct RandomWeight {
     /// Its name, for messages.
     pub name: String,

@@ -17,7 +17,7 @@ pub enum Orientation {
 }
 
 /// One KDA layer of one slot.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct StateRecord {
     /// How `state` is laid out.
     pub orientation: Orientation,
@@ -36,7 +36,7 @@ pub struct StateRecord {
 }
 
 /// Consecutive latent rows of one MLA layer, as stored in their pool.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct LatentRecord {
     /// Width of the normalised latent c'.
     pub latent: usize,

@@ -36,7 +36,7 @@ pub struct Tensor {
 }
 
 /// The values of a tensor on the host; activations are widened to f32.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum TensorValues {
     /// Values of [`Element::Activation`] and [`Element::F32`].
     F32(Vec<f32>),

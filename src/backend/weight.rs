@@ -40,6 +40,9 @@ pub struct WeightPart {
 pub struct WeightSource {
     /// The tensor's name (the first one's, if several are combined), for messages.
     pub name: String,
+    /// The published names of all tensors that it consists of, one for each part before it was divided; empty if it is not of a
+    /// checkpoint. A rank in another process finds its own copy by them.
+    pub tensors: Vec<String>,
     /// Matrices in the stack.
     pub stack: usize,
     /// Rows per matrix.
@@ -215,6 +218,7 @@ mod tests {
         };
         WeightSource {
             name: "mixed".to_owned(),
+            tensors: Vec::new(),
             stack: 1,
             rows: 4,
             columns: 8,

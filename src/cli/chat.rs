@@ -83,7 +83,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         cache: arguments.cache.named(),
         engine: EngineOptions::default(),
     };
-    let backend = arguments.parallel.open(&arguments.device, &files.config)?;
+    let backend = arguments
+        .parallel
+        .open_here(&arguments.device, &files.config)?;
     let llm = load(files, backend, &options)?;
     let interrupt = Interrupt::install(llm.engine().clone())?;
     let device = llm.device();

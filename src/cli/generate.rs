@@ -17,6 +17,7 @@ use kimi_linear::model::{TraceChoice, TraceHead};
 use kimi_linear::tokenizer::{Chat, Conversation};
 use serde::Serialize;
 
+use super::nodes::NodeOptions;
 use super::options::{
     CacheOptions, DeviceOptions, ModelOptions, WeightOptions, as_prompt, load, parse_ids,
     parse_max_tokens, read_text,
@@ -36,6 +37,8 @@ pub(crate) struct Arguments {
     device: DeviceOptions,
     #[command(flatten)]
     parallel: ParallelOptions,
+    #[command(flatten)]
+    nodes: NodeOptions,
     #[command(flatten)]
     cache: CacheOptions,
     #[command(flatten)]
@@ -250,6 +253,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let is_chat = arguments.chat || arguments.prompt.messages.is_some();
     let template = is_chat.then(|| arguments.model.template()).transpose()?;
     let files = arguments.model.llm(template, arguments.weights)?;
+    if arguments.nodes.is_headless() {
+        let (device, degrees) = (&arguments.device, arguments.parallel.degrees());
+        let checkpoint = files.checkpoint()?;
+        return arguments
+            .nodes
+            .serve(device, &files.config, &checkpoint, degrees);
+    }
     let generation = Generation {
         max_tokens: arguments.max_tokens,
         sampling: arguments.sampling.sampling(),
@@ -277,7 +287,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         cache: arguments.cache.named(),
         engine: EngineOptions::default(),
     };
-    let backend = arguments.parallel.open(&arguments.device, &files.config)?;
+    let backend =
+        arguments
+            .parallel
+            .open(&arguments.device, &arguments.nodes, &files.config, || {
+                Ok(files.checkpoint()?)
+            })?;
     let llm = load(files, backend, &options)?;
     let answer = stream(arguments, llm.engine(), request, processor)?;
     if arguments.json {

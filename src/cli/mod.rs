@@ -14,6 +14,7 @@ mod inspect;
 mod log;
 mod manual;
 mod model_path;
+mod nodes;
 mod options;
 mod parallel;
 mod plan;

@@ -1,12 +1,15 @@
 //! Several devices for one model.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
-use kimi_linear::backend::{Backend, Group, Parallelism};
+use kimi_linear::backend::{self, Backend, Group, Parallelism};
+use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::{Dtype, ModelConfig};
+use kimi_linear::error::BackendError;
 use kimi_linear::model::{Footprint, Limits};
 
+use super::nodes::NodeOptions;
 use super::options::DeviceOptions;
 
 /// How several devices divide the model.
@@ -40,25 +43,36 @@ impl ParallelOptions {
         }
     }
 
-    /// Opens the devices for a model.
-    pub(crate) fn open(
+    /// Opens the devices of this process for a model.
+    pub(crate) fn open_here(
         self,
         device: &DeviceOptions,
         config: &ModelConfig,
     ) -> Result<Box<dyn Backend>> {
         let degrees = self.degrees();
         degrees.check(config)?;
-        let ranks = degrees.ranks();
-        if ranks == 1 {
+        if degrees.ranks() == 1 {
             return Ok(device.open()?);
         }
-        let mut devices = Vec::with_capacity(ranks);
-        for index in device.ranks(ranks)? {
-            let opened = device.open_at(index).with_context(|| {
-                format!("the model is to be divided among {ranks} devices; --device 0,0 gives two parts to one device")
-            })?;
-            devices.push(opened);
+        let devices = device.open_ranks(degrees.ranks())?;
+        Ok(Box::new(Group::new(devices, degrees, config)?))
+    }
+
+    /// Opens the devices for a model, and waits for those of other nodes.
+    pub(crate) fn open(
+        self,
+        device: &DeviceOptions,
+        nodes: &NodeOptions,
+        config: &ModelConfig,
+        checkpoint: impl FnOnce() -> Result<Checkpoint>,
+    ) -> Result<Box<dyn Backend>> {
+        if !nodes.are_several() {
+            return self.open_here(device, config);
         }
+        let degrees = self.degrees();
+        degrees.check(config)?;
+        let mut devices = device.open_ranks(nodes.ranks(degrees)?)?;
+        devices.extend(nodes.gather(config, &checkpoint()?, degrees)?);
         Ok(Box::new(Group::new(devices, degrees, config)?))
     }
 }
@@ -73,21 +87,28 @@ pub(crate) fn heaviest(config: &ModelConfig, degrees: Parallelism, stored: u64) 
 }
 
 impl DeviceOptions {
-    /// The number of each rank's device; `None` for the best.
-    fn ranks(&self, ranks: usize) -> Result<Vec<Option<usize>>> {
+    /// Opens the devices of this many ranks.
+    pub(crate) fn open_ranks(&self, ranks: usize) -> backend::Result<Vec<Box<dyn Backend>>> {
         let given = self.given();
         if given.is_empty() {
             let first = self.open()?;
             // There is one CPU, which all ranks share.
             let all = first.device().backend == "cpu";
-            let index = |rank| if all { 0 } else { rank };
-            return Ok((0..ranks).map(|rank| Some(index(rank))).collect());
+            let open = |rank| self.open_at(Some(if all { 0 } else { rank }));
+            let rest = (1..ranks).map(open);
+            return std::iter::once(Ok(first)).chain(rest).collect();
         }
-        ensure!(
-            given.len() == ranks,
-            "--device names {} of the {ranks} devices that are to divide the model: expected one for each part (one may be named twice)",
-            given.len()
-        );
-        Ok(given.iter().copied().map(Some).collect())
+        if given.len() != ranks {
+            return Err(BackendError::Shape {
+                operation: "--device",
+                what: "the number of devices",
+                expected: format!("{ranks}, one for each part (one may be named twice)"),
+                found: given.len().to_string(),
+            });
+        }
+        given
+            .iter()
+            .map(|index| self.open_at(Some(*index)))
+            .collect()
     }
 }

@@ -102,6 +102,13 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<()> {
     // Errors in the model's files are reported before the port is opened.
     arguments.model.config()?;
     arguments.engine.check()?;
+    if arguments.engine.nodes.is_headless() {
+        let files = arguments.model.llm(None, arguments.weights)?;
+        let (device, degrees) = (&arguments.device, arguments.engine.parallel.degrees());
+        let checkpoint = files.checkpoint()?;
+        let nodes = &arguments.engine.nodes;
+        return nodes.serve(device, &files.config, &checkpoint, degrees);
+    }
     let transfers = arguments.transfers.config()?;
     // Each client is an open file.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
@@ -234,7 +241,10 @@ fn open(arguments: &Arguments, transfers: Option<KvTransfer>, opener: &Opener) -
     };
     let files = arguments.model.llm(template, arguments.weights)?;
     let parallel = arguments.engine.parallel;
-    let backend = parallel.open(&arguments.device, &files.config)?;
+    let nodes = &arguments.engine.nodes;
+    let backend = parallel.open(&arguments.device, nodes, &files.config, || {
+        Ok(files.checkpoint()?)
+    })?;
     let weights = files.checkpoint()?.total_bytes();
     let planner = planner(arguments, &files.config, backend.device(), weights)?;
     let sizes = planner.sizes(&files.config)?;

@@ -231,6 +231,7 @@ impl<'a> CaseContext<'a> {
     ) -> Result<Matrix> {
         let weight = self.backend.weight(WeightSource {
             name: "conformance".to_owned(),
+            tensors: Vec::new(),
             stack,
             rows,
             columns,

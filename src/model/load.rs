@@ -6,10 +6,11 @@ use std::ops::ControlFlow;
 
 use super::origin::Origin;
 use super::source::Source;
+use super::weight_source::assemble;
 use super::{AttentionBlock, FfnBlock, Head, Layer, Limits, Model, Stream};
 use crate::backend::{
     Backend, Cut, Element, KdaBlock, LatentLayout, LatentPool, MlaBlock, MlpBlock, MoeBlock, Place,
-    RandomWeight, Route, Rows, StateLayout, StatePool, Tensor, Weight, WeightPart, WeightSource,
+    RandomWeight, Route, Rows, StateLayout, StatePool, Tensor, Weight,
 };
 use crate::config::{Attention, Ffn, ModelConfig, Role};
 use crate::error::{BackendError, Error};
@@ -349,47 +350,11 @@ impl Loader<'_> {
             Source::Stored(checkpoint) => *checkpoint,
             Source::Random { .. } => return self.make(names, stack, place),
         };
-        let (mut rows, mut columns) = (0, None);
-        let mut parts = Vec::with_capacity(names.len());
         let (tensors, _held) = files::reading(|| checkpoint.tensors_named(names)).await?;
-        for (name, tensor) in names.iter().zip(tensors) {
-            let wrong = |what, expected: String, found: String| BackendError::Weight {
-                name: name.clone(),
-                what,
-                expected,
-                found,
-            };
-            let width = tensor.shape.get(1).copied().unwrap_or(1);
-            let columns = *columns.get_or_insert(width);
-            if width != columns {
-                let what = "the width, since the two are one matrix here,";
-                let expected = format!("{columns} as in {}", names[0]);
-                return Err(wrong(what, expected, width.to_string()).into());
-            }
-            let stored = tensor.shape[0];
-            rows += stored;
-            let format = tensor.format;
-            let bytes = format.split_rows(0..stored, columns).ok_or_else(|| {
-                let expected = format!("whole blocks of {} elements ({format})", format.block());
-                wrong("the columns of a stored row", expected, columns.to_string())
-            })?;
-            parts.push(WeightPart {
-                format,
-                bytes: tensor.bytes.slice(bytes),
-            });
-            self.done += tensor.bytes.len() as u64;
-        }
-        let columns = columns.unwrap_or(1);
-        let weight = self.backend.weight(WeightSource {
-            name: names[0].clone(),
-            stack,
-            rows: rows / stack,
-            columns,
-            stored_columns: columns,
-            first_column: 0,
-            parts,
-            place,
-        })?;
+        self.done += tensors.iter().map(|it| it.bytes.len() as u64).sum::<u64>();
+        let weight = self
+            .backend
+            .weight(assemble(names, &tensors, stack, place)?)?;
         self.report(0)?;
         Ok(weight)
     }

@@ -11,6 +11,7 @@ mod origin;
 mod program;
 mod source;
 mod trace;
+mod weight_source;
 
 #[cfg(not(target_arch = "wasm32"))]
 pub use footprint::Footprint;
@@ -20,6 +21,8 @@ pub use trace::{
     AttentionTrace, ExpertTrace, KdaHeadTrace, KdaTrace, OperationTime, StateTrace, TraceChoice,
     TraceFrame, TraceHead, TracedStep,
 };
+#[cfg(all(feature = "transfer", not(target_arch = "wasm32")))]
+pub(crate) use weight_source::weight_source;
 
 use std::ops::ControlFlow;
 

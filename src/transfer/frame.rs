@@ -98,10 +98,12 @@ pub enum Kind {
     Complete,
     /// [`Frame::Cancel`].
     Cancel,
+    /// [`Frame::Message`].
+    Message,
 }
 
 impl Kind {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Prove,
         Self::Welcome,
         Self::Refused,
@@ -113,6 +115,7 @@ impl Kind {
         Self::Ack,
         Self::Complete,
         Self::Cancel,
+        Self::Message,
     ];
 }
 
@@ -144,7 +147,7 @@ impl Header {
         let kind = usize::from(bytes[0]).checked_sub(1);
         let kind = kind.and_then(|index| Kind::ALL.get(index).copied());
         let kind =
-            kind.ok_or_else(|| TransferError::frame("kind", "a number from 1 to 11", bytes[0]))?;
+            kind.ok_or_else(|| TransferError::frame("kind", "a number from 1 to 12", bytes[0]))?;
         if bytes[1..4] != [0; 3] {
             let found = format!("{:?}", &bytes[1..4]);
             return Err(TransferError::frame("reserved bytes", "0", found));
@@ -158,7 +161,7 @@ impl Header {
             })
         };
         at_most("head", MAX_HEAD, head)?;
-        let has_body = matches!(kind, Kind::Record | Kind::HandOff);
+        let has_body = matches!(kind, Kind::Record | Kind::HandOff | Kind::Message);
         at_most("body", if has_body { max_body } else { 0 }, body)?;
         let (low, high) = (u64::from(number(16)), u64::from(number(20)));
         Ok(Self {
@@ -282,6 +285,11 @@ pub enum Frame {
         /// The reason as text.
         reason: String,
     },
+    /// Between the ranks of one model: a call or its answer; the transfer is its number.
+    Message {
+        /// The message, in the ranks' own format.
+        bytes: Bytes,
+    },
 }
 
 impl Frame {
@@ -300,6 +308,7 @@ impl Frame {
             Self::Ack { .. } => Kind::Ack,
             Self::Complete => Kind::Complete,
             Self::Cancel { .. } => Kind::Cancel,
+            Self::Message { .. } => Kind::Message,
         }
     }
 
@@ -308,7 +317,7 @@ impl Frame {
     pub fn body(&self) -> &[u8] {
         match self {
             Self::Record { record, .. } => &record.bytes,
-            Self::HandOff { bytes, .. } => bytes,
+            Self::HandOff { bytes, .. } | Self::Message { bytes } => bytes,
             _ => &[],
         }
     }
@@ -365,6 +374,7 @@ impl Frame {
                 head.put_u64_le(*records);
                 head.put_u64_le(xxh3_64(bytes));
             }
+            Self::Message { bytes } => head.put_u64_le(xxh3_64(bytes)),
             Self::Ack { sequence } => head.put_u64_le(*sequence),
             Self::Cancel { reason } => put_text(head, reason, MAX_SENTENCE),
             Self::Ping | Self::Accepted | Self::Complete => {}
@@ -408,7 +418,14 @@ impl Frame {
                 let record = Arc::new(record);
                 Self::Record { sequence, record }
             }
-            Kind::HandOff => hand_off(&mut fields, body)?,
+            Kind::HandOff => {
+                let records = fields.u64("records")?;
+                let bytes = checked(&mut fields, "hand-off's checksum", body)?;
+                Self::HandOff { records, bytes }
+            }
+            Kind::Message => Self::Message {
+                bytes: checked(&mut fields, "message's checksum", body)?,
+            },
             Kind::Ack => Self::Ack {
                 sequence: fields.u64("sequence")?,
             },
@@ -451,14 +468,16 @@ fn refusal(fields: &mut Fields<'_>) -> Result<Refusal, TransferError> {
         .ok_or_else(|| TransferError::frame("refusal", "a number from 1 to 10", code))
 }
 
-fn hand_off(fields: &mut Fields<'_>, body: Vec<u8>) -> Result<Frame, TransferError> {
-    let (records, expected) = (fields.u64("records")?, fields.u64("checksum")?);
-    let found = xxh3_64(&body);
+/// A body, checked against the checksum in the head.
+fn checked(
+    fields: &mut Fields<'_>,
+    what: &'static str,
+    body: Vec<u8>,
+) -> Result<Bytes, TransferError> {
+    let (expected, found) = (fields.u64("checksum")?, xxh3_64(&body));
     if found != expected {
         let hex = |sum: u64| format!("{sum:016x}");
-        let what = "hand-off's checksum";
         return Err(TransferError::frame(what, hex(expected), hex(found)));
     }
-    let bytes = Bytes::from(body);
-    Ok(Frame::HandOff { records, bytes })
+    Ok(Bytes::from(body))
 }

@@ -14,6 +14,7 @@ mod framed;
 mod handshake;
 mod identity;
 mod options;
+pub(crate) mod peers;
 mod producer;
 mod record_head;
 mod stats;

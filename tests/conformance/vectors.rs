@@ -135,6 +135,7 @@ fn others(bench: &Bench) {
 fn source(format: Format, bytes: Vec<u8>, [rows, columns]: [usize; 2]) -> WeightSource {
     WeightSource {
         name: "vectors".to_owned(),
+        tensors: Vec::new(),
         stack: 1,
         rows,
         columns,

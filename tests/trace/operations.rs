@@ -215,6 +215,7 @@ fn check_attention(name: &str, mut backend: Box<dyn Backend>, dtype: Dtype) {
     let kv_b = backend
         .weight(WeightSource {
             name: "kv_b".to_owned(),
+            tensors: Vec::new(),
             stack: 1,
             rows: heads * (nope + value),
             columns: latent,
@@ -356,6 +357,7 @@ fn ragged(mut backend: Box<dyn Backend>) -> [Vec<f32>; 5] {
     let kv_b = backend
         .weight(WeightSource {
             name: "kv_b".to_owned(),
+            tensors: Vec::new(),
             stack: 1,
             rows,
             columns: latent,

@@ -45,6 +45,7 @@ pub(super) fn weight(weight: RandomWeight) -> Result<WeightSource> {
     };
     Ok(WeightSource {
         name: weight.name,
+        tensors: Vec::new(),
         stack: weight.stack,
         rows: weight.rows,
         columns: weight.columns,

@@ -11,7 +11,7 @@ use crate::error::BackendError;
 ///
 /// # Errors
 /// Rows, columns or experts that do not come out even, or columns that would be cut inside a block.
-pub(super) fn weight(
+pub(crate) fn weight(
     source: &WeightSource,
     degrees: &Parallelism,
     rank: usize,

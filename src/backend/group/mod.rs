@@ -5,7 +5,7 @@
 //! the host's memory. So any backend can be a rank, and every rank holds the same bits of what is not divided. States and
 //! latents are read and written whole, so that caches do not depend on the degrees.
 
-mod divide;
+pub(crate) mod divide;
 mod lower;
 mod step;
 mod tables;

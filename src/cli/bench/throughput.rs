@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use kimi_linear::bench::throughput::{Test, Throughput, limits, measure};
 use serde::Serialize;
 
+use super::super::nodes::NodeOptions;
 use super::super::options::{
     CacheOptions, DeviceOptions, ModelOptions, WeightOptions, checkpoint, load_model,
     parse_token_limit, parse_tokens,
@@ -35,6 +36,8 @@ pub(super) struct Arguments {
     device: DeviceOptions,
     #[command(flatten)]
     parallel: ParallelOptions,
+    #[command(flatten)]
+    nodes: NodeOptions,
     #[command(flatten)]
     cache: CacheOptions,
     /// Prompt lengths to time, in tokens; 0 for none.
@@ -97,12 +100,23 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         "{longest} tokens (depth and test): expected at most the model's {}",
         config.model_max_length
     );
-    let size = checkpoint(&arguments.model, arguments.weights, &config)?.total_bytes();
+    let stored = checkpoint(&arguments.model, arguments.weights, &config)?;
+    let degrees = arguments.parallel.degrees();
+    if arguments.nodes.is_headless() {
+        return arguments
+            .nodes
+            .serve(&arguments.device, &config, &stored, degrees);
+    }
+    let size = stored.total_bytes();
+    let (device, nodes) = (&arguments.device, &arguments.nodes);
+    let backend = arguments
+        .parallel
+        .open(device, nodes, &config, || Ok(stored))?;
     let mut loaded = load_model(
         &arguments.model,
         arguments.weights,
         &config,
-        arguments.parallel.open(&arguments.device, &config)?,
+        backend,
         |device| {
             limits(
                 &tests,

@@ -10,6 +10,7 @@ use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::engine::{BLOCK_TOKENS, PREFILL_CHUNK};
 use kimi_linear::server::{Origins, ServerOptions};
 
+use super::super::nodes::NodeOptions;
 use super::super::options::{CacheOptions, DtypeName, parse_tokens};
 use super::super::parallel::ParallelOptions;
 use super::tls::Ssl;
@@ -221,6 +222,8 @@ pub(super) struct Engines {
     pub(super) seed: Option<u64>,
     #[command(flatten)]
     pub(super) parallel: ParallelOptions,
+    #[command(flatten)]
+    pub(super) nodes: NodeOptions,
 }
 
 impl Engines {

@@ -300,6 +300,7 @@ fn tensors(ctx: &mut CaseContext<'_>) -> Result<()> {
 fn bad_weights(ctx: &mut CaseContext<'_>) -> Result<()> {
     let good = WeightSource {
         name: "conformance".to_owned(),
+        tensors: Vec::new(),
         stack: 1,
         rows: 6,
         columns: 10,

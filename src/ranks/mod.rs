@@ -1,0 +1,48 @@
+//! Ranks of a model in other processes, on this machine or on others.
+//!
+//! The process with rank 0 has engine and server. Its [`Group`](crate::backend::Group) has a [`RemoteRank`] for each rank of another
+//! process: a backend whose calls are sent there. The other processes, the nodes, connect to it, open their devices, and run
+//! what they are asked for ([`Node::serve`]). A node loads its parts of the weights from its own files.
+
+mod message;
+mod node;
+mod remote;
+
+pub use node::Node;
+pub use remote::{Nodes, RemoteRank};
+
+use crate::backend::Parallelism;
+use crate::checkpoint::{Checkpoint, Fingerprint};
+use crate::config::ModelConfig;
+use crate::error::CheckpointError;
+use crate::transfer::Identity;
+use crate::transfer::peers;
+
+/// What all processes of a model must have in common; compared before anything else is sent.
+///
+/// # Errors
+/// Weights that cannot be read.
+pub fn identity(
+    config: &ModelConfig,
+    checkpoint: &Checkpoint,
+    degrees: Parallelism,
+    nodes: usize,
+) -> Result<Identity, CheckpointError> {
+    let configuration = xxhash_rust::xxh3::xxh3_128(format!("{config:?}").as_bytes());
+    Ok(peers::identity([
+        (
+            "version of the program",
+            env!("CARGO_PKG_VERSION").to_owned(),
+        ),
+        ("configuration", format!("{configuration:032x}")),
+        (
+            "model fingerprint",
+            Fingerprint::stored(checkpoint)?.to_string(),
+        ),
+        ("weight format", checkpoint.formats()),
+        ("tensor parallel size", degrees.tensor.to_string()),
+        ("expert parallel size", degrees.expert.to_string()),
+        ("pipeline parallel size", degrees.pipeline.to_string()),
+        ("number of nodes", nodes.to_string()),
+    ]))
+}

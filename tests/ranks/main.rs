@@ -1,0 +1,314 @@
+//! Ranks in other processes, here in other threads over loopback connections: the bits of ranks in one process, and what
+//! happens when a node is lost, is of another model, or is no node.
+#![cfg(feature = "transfer")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    unreachable_pub
+)]
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../common/group.rs"]
+mod group;
+#[path = "../model/harness.rs"]
+mod harness;
+mod proxy;
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use common::{Fixture, reference};
+use group::degrees;
+use kimi_linear::backend::cpu::CpuBackend;
+use kimi_linear::backend::{Backend, DrawCapacity, Group, StepOutput};
+use kimi_linear::checkpoint::Checkpoint;
+use kimi_linear::config::{Dtype, ModelConfig};
+use kimi_linear::error::{BackendError, Error};
+use kimi_linear::model::{Model, StepOptions};
+use kimi_linear::ranks::{Node, Nodes, identity};
+use kimi_linear::transfer::{Identity, Secret, TransferOptions};
+use proxy::Proxy;
+
+const BLOCKS: usize = 8;
+const MODEL: &str = "tiny-8";
+
+fn cpu() -> Box<dyn Backend> {
+    Box::new(CpuBackend::new())
+}
+
+/// Options with a secret, that notice a lost connection soon.
+fn options(secret: &[u8]) -> TransferOptions {
+    TransferOptions {
+        secret: Secret::new(secret).unwrap(),
+        heartbeat: Duration::from_millis(100),
+        dead_after: Duration::from_millis(1500),
+        max_record_bytes: 1 << 30,
+        ..TransferOptions::default()
+    }
+}
+
+const SECRET: &[u8] = b"sixteen bytes, or more";
+
+fn opened(name: &str) -> (ModelConfig, Checkpoint) {
+    let dir = reference(name);
+    let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
+    let checkpoint = Checkpoint::open(&dir, &config).unwrap();
+    (config, checkpoint)
+}
+
+fn identity_of(name: &str, of: [usize; 3], nodes: usize) -> Identity {
+    let (config, checkpoint) = opened(name);
+    identity(&config, &checkpoint, degrees(of), nodes).unwrap()
+}
+
+/// A node in a thread, which ends when it is dropped and its connection ends.
+struct Running {
+    stop: Arc<AtomicBool>,
+    events: Receiver<String>,
+    thread: Option<JoinHandle<Result<(), Error>>>,
+}
+
+impl Running {
+    fn start(
+        name: &'static str,
+        address: String,
+        number: usize,
+        ranks: usize,
+        identity: Identity,
+        secret: &'static [u8],
+    ) -> Self {
+        let stop = Arc::<AtomicBool>::default();
+        let (sender, events) = channel();
+        let stopped = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            let (_, checkpoint) = opened(name);
+            let mut node = Node {
+                address,
+                number,
+                identity,
+                options: options(secret),
+                checkpoint: &checkpoint,
+                open: &mut || Ok((0..ranks).map(|_| cpu()).collect()),
+            };
+            node.serve(&mut |event| {
+                let _ = sender.send(event.to_owned());
+                match stopped.load(Ordering::Relaxed) {
+                    true => ControlFlow::Break(()),
+                    false => ControlFlow::Continue(()),
+                }
+            })
+        });
+        Self {
+            stop,
+            events,
+            thread: Some(thread),
+        }
+    }
+
+    fn end(mut self) -> Result<(), Error> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+/// Joins rank 0's own ranks and the nodes' to a group.
+fn gather(nodes: &mut Nodes, of: [usize; 3], count: usize) -> Box<dyn Backend> {
+    let (config, _) = opened(MODEL);
+    let degrees = degrees(of);
+    let each = degrees.ranks() / count;
+    let mut ranks: Vec<Box<dyn Backend>> = (0..each).map(|_| cpu()).collect();
+    let remote = nodes.gather(count, each, degrees, &mut |_| {}).unwrap();
+    ranks.extend(
+        remote
+            .into_iter()
+            .map(|rank| Box::new(rank) as Box<dyn Backend>),
+    );
+    Box::new(Group::new(ranks, degrees, &config).unwrap())
+}
+
+fn load(backend: Box<dyn Backend>) -> Model {
+    harness::load(MODEL, backend, harness::limits(32, BLOCKS, Dtype::F32))
+}
+
+const OPTIONS: StepOptions = StepOptions {
+    candidates: 2,
+    keep_rows: true,
+    probe_hidden: true,
+    draws: DrawCapacity::NONE,
+};
+
+/// Everything that a step returns for a prompt in two segments and for the tokens after it.
+fn run(model: &mut Model) -> Result<Vec<StepOutput>, BackendError> {
+    let prompt = Fixture::open("tiny-8/expected.safetensors").ids("prompt.24.tokens");
+    let mut step = model.step(model.limits().step, OPTIONS)?;
+    let mut outputs = Vec::new();
+    for (first, tokens) in [(0, &prompt[..17]), (17, &prompt[17..])] {
+        outputs.push(
+            step.submit(&harness::batch(tokens, first, BLOCKS))?
+                .wait()?,
+        );
+    }
+    for i in 0..6 {
+        let last = outputs.last().unwrap().choices.last().unwrap();
+        let token = last.candidates[0].0;
+        outputs.push(
+            step.submit(&harness::batch(&[token], 24 + i, BLOCKS))?
+                .wait()?,
+        );
+    }
+    Ok(outputs)
+}
+
+#[test]
+fn ranks_of_other_processes_have_the_bits_of_ranks_of_one() {
+    for (of, count) in [
+        ([2, 1, 1], 2),
+        ([1, 4, 1], 2),
+        ([1, 1, 4], 4),
+        ([2, 2, 2], 2),
+        ([4, 4, 1], 4),
+    ] {
+        let expected = run(&mut load(group::group(MODEL, of, cpu))).unwrap();
+        let same = identity_of(MODEL, of, count);
+        let mut nodes = Nodes::listen("127.0.0.1:0", same.clone(), &options(SECRET)).unwrap();
+        let address = nodes.address().unwrap().to_string();
+        let each = degrees(of).ranks() / count;
+        let running: Vec<Running> = (1..count)
+            .map(|number| {
+                Running::start(MODEL, address.clone(), number, each, same.clone(), SECRET)
+            })
+            .collect();
+        let mut model = load(gather(&mut nodes, of, count));
+        let found = run(&mut model).unwrap();
+        assert!(found == expected, "{of:?} on {count} nodes");
+        drop(model);
+        for node in running {
+            node.end().unwrap();
+        }
+    }
+}
+
+/// A connection that is cut fails the step with a sentence, and the node joins a new group without being started again.
+#[test]
+fn a_lost_node_fails_the_step_and_joins_again() {
+    let of = [2, 1, 1];
+    let expected = run(&mut load(group::group(MODEL, of, cpu))).unwrap();
+    let same = identity_of(MODEL, of, 2);
+    let mut nodes = Nodes::listen("127.0.0.1:0", same.clone(), &options(SECRET)).unwrap();
+    let proxy = Proxy::start(nodes.address().unwrap());
+    let node = Running::start(MODEL, proxy.address(), 1, 1, same, SECRET);
+    for (how, cut) in [("cut", Proxy::cut as fn(&Proxy)), ("stalled", Proxy::stall)] {
+        let mut model = load(gather(&mut nodes, of, 2));
+        assert!(run(&mut model).unwrap() == expected, "before it is {how}");
+        cut(&proxy);
+        let error = run(&mut model).err().unwrap();
+        assert!(matches!(error, BackendError::Lost { .. }), "{how}: {error}");
+        assert!(
+            error.to_string().contains("the connection to node 1 ended"),
+            "{how}: {error}"
+        );
+        // Later calls fail at once.
+        assert!(run(&mut model).is_err());
+        drop(model);
+        proxy.mend();
+    }
+    let mut model = load(gather(&mut nodes, of, 2));
+    assert!(
+        run(&mut model).unwrap() == expected,
+        "after it joined again"
+    );
+    drop(model);
+    assert!(
+        node.events
+            .try_iter()
+            .any(|event| event.contains("connecting again"))
+    );
+    node.end().unwrap();
+}
+
+#[test]
+fn strangers_do_not_join() {
+    let of = [2, 1, 1];
+    let same = identity_of(MODEL, of, 2);
+    let mut nodes = Nodes::listen("127.0.0.1:0", same.clone(), &options(SECRET)).unwrap();
+    let address = nodes.address().unwrap();
+    // Bytes that are no handshake, and a connection that says nothing.
+    let mut garbage = TcpStream::connect(address).unwrap();
+    garbage.write_all(&[7; 4096]).unwrap();
+    let _silent = TcpStream::connect(address).unwrap();
+    let address = address.to_string();
+    // A node with another secret, one of another model, and one with a number that is not expected.
+    let other = Running::start(
+        MODEL,
+        address.clone(),
+        1,
+        1,
+        same.clone(),
+        b"another secret of some length",
+    );
+    let foreign = Running::start(
+        "tiny-a",
+        address.clone(),
+        1,
+        1,
+        identity_of("tiny-a", of, 2),
+        SECRET,
+    );
+    let fifth = Running::start(MODEL, address.clone(), 5, 1, same.clone(), SECRET);
+    let good = thread::spawn({
+        let address = address.clone();
+        move || {
+            thread::sleep(Duration::from_secs(3));
+            Running::start(MODEL, address, 1, 1, same, SECRET)
+        }
+    });
+    let mut model = load(gather(&mut nodes, of, 2));
+    run(&mut model).unwrap();
+    let refused = |node: Running| {
+        node.thread
+            .as_ref()
+            .is_some_and(JoinHandle::is_finished)
+            .then(|| node.end())
+    };
+    let error = refused(foreign).expect("it ended").unwrap_err().to_string();
+    assert!(
+        error.contains("configuration") || error.contains("fingerprint"),
+        "{error}"
+    );
+    let error = refused(other).expect("it ended").unwrap_err().to_string();
+    assert!(error.contains("secret"), "{error}");
+    drop(model);
+    drop(nodes);
+    good.join().unwrap().end().unwrap();
+    fifth.end().unwrap();
+}
+
+/// A group with another number of ranks than the node has is refused.
+#[test]
+fn a_node_with_another_number_of_ranks_is_refused() {
+    let of = [2, 1, 1];
+    let same = identity_of(MODEL, of, 2);
+    let mut nodes = Nodes::listen("127.0.0.1:0", same.clone(), &options(SECRET)).unwrap();
+    let address = nodes.address().unwrap().to_string();
+    let node = Running::start(MODEL, address, 1, 3, same, SECRET);
+    let error = nodes
+        .gather(2, 1, degrees(of), &mut |_| {})
+        .err()
+        .unwrap()
+        .to_string();
+    assert_eq!(
+        error,
+        "several devices: the number of a node's ranks should be 1, but is 3 (node 1)"
+    );
+    drop(nodes);
+    node.end().unwrap();
+}
