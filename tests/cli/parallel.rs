@@ -34,6 +34,78 @@ fn a_divided_model_gives_the_same_answer() {
     }
 }
 
+/// A process that is killed when the test ends.
+struct Started(std::process::Child);
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Four ranks in two processes answer like one device; without the second one a sentence says what is waited for.
+#[test]
+fn two_processes_give_the_same_answer() {
+    let whole = generated(&[]);
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port().to_string();
+    drop(free);
+    let shared = [
+        "--ep-size",
+        "2",
+        "--pp",
+        "2",
+        "--nnodes",
+        "2",
+        "--master-port",
+        &port,
+    ];
+    let mut node = program(
+        &[
+            &[
+                "generate",
+                "--backend",
+                "cpu",
+                "--prompt",
+                "a",
+                "--node-rank",
+                "1",
+            ],
+            &shared[..],
+        ]
+        .concat(),
+        Some(&reference("tiny-a")),
+    );
+    let _node = Started(node.stderr(std::process::Stdio::null()).spawn().unwrap());
+    // The node stays for another process after the first has ended.
+    for _ in 0..2 {
+        assert_eq!(generated(&shared), whole);
+    }
+}
+
+#[test]
+fn nodes_that_cannot_be_are_refused() {
+    let refused = |more: &[&str]| {
+        let arguments = ["generate", "--backend", "cpu", "--prompt", "a"];
+        let output = run(&[&arguments, more].concat(), "tiny-a");
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let message = refused(&["--nnodes", "2", "--tp", "1"]);
+    assert!(
+        message.contains("is not a multiple of the number of nodes"),
+        "{message}"
+    );
+    let message = refused(&["--nnodes", "2", "--tp", "2", "--node-rank", "2"]);
+    assert!(
+        message.contains("--node-rank should be below --nnodes (2), but is 2"),
+        "{message}"
+    );
+    let message = refused(&["--nnodes", "2", "--tp", "2", "--master-addr", "0.0.0.0"]);
+    assert!(message.contains("set KIMI_LINEAR_NODE_SECRET"), "{message}");
+}
+
 #[test]
 fn degrees_that_cannot_be_are_refused() {
     let refused = |more: &[&str]| {
@@ -58,7 +130,7 @@ fn degrees_that_cannot_be_are_refused() {
     );
     let message = refused(&["--tp", "2", "--device", "0"]);
     assert!(
-        message.contains("--device names 1 of the 2 devices"),
+        message.contains("--device: the number of devices should be 2, one for each part"),
         "{message}"
     );
     let message = refused(&["--tp", "2", "--device", "0,1"]);
