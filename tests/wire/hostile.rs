@@ -41,7 +41,7 @@ fn what_is_not_the_protocol() {
             (
                 after(&announced(99, 0, 0, 0)),
                 Refusal::Protocol,
-                &["kind", "from 1 to 11", "99"],
+                &["kind", "from 1 to 12", "99"],
             ),
             (
                 after(&announced(1, 0, u32::MAX, 0)),
@@ -274,7 +274,7 @@ fn producers_that_err_are_given_up() {
             (send(foreign.sealed(), 0), "model and tokens of a record"),
             (send(all[0].clone(), u64::MAX - 1), "sequence"),
             (announced(7, 1, 0, u32::MAX).to_vec(), "67108864 bytes"),
-            (announced(200, 1, 0, 0).to_vec(), "from 1 to 11"),
+            (announced(200, 1, 0, 0).to_vec(), "from 1 to 12"),
         ];
         for (bytes, part) in cases {
             let error = errs(bytes, &header).await.to_string();

@@ -191,6 +191,7 @@ mod tests {
         let bytes = vec![0; format.bytes(4, 128)?].into();
         Some(WeightSource {
             name: "down".to_owned(),
+            tensors: Vec::new(),
             stack: 1,
             rows: 4,
             columns: 128,
