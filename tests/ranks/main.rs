@@ -49,8 +49,8 @@ fn cpu() -> Box<dyn Backend> {
 fn options(secret: &[u8]) -> TransferOptions {
     TransferOptions {
         secret: Secret::new(secret).unwrap(),
-        heartbeat: Duration::from_millis(100),
-        dead_after: Duration::from_millis(1500),
+        heartbeat: Duration::from_millis(200),
+        dead_after: Duration::from_secs(5),
         max_record_bytes: 1 << 30,
         ..TransferOptions::default()
     }
