@@ -77,8 +77,14 @@ impl Node<'_> {
                     return Err(error.into());
                 }
                 Err(error) => {
+                    let reason = match &error {
+                        TransferError::Connect { address, source } => {
+                            format!("node 0 does not answer at {address} yet: {source}")
+                        }
+                        other => other.to_string(),
+                    };
                     let first = !std::mem::replace(&mut waiting, true);
-                    first.then(|| format!("{error}; trying again"))
+                    first.then(|| format!("{reason}; trying again"))
                 }
             };
             let event = event.unwrap_or_default();
