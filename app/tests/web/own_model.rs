@@ -76,12 +76,39 @@ fn click(page: &mut Browser, x: u32, y: u32) {
     }
 }
 
-/// Clicks down a column of the window until an expression is true.
-fn click_until(page: &mut Browser, x: u32, ys: std::ops::Range<u32>, expression: &str) {
-    for y in ys.step_by(10) {
-        click(page, x, y);
+/// Waits until the window looks the same twice: what was asked for has been drawn.
+fn settle(page: &mut Browser) {
+    let mut before = String::new();
+    for _ in 0..30 {
+        let now = page.screenshot();
+        if now == before {
+            return;
+        }
+        before = now;
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+/// Whether an expression becomes true within so many half seconds.
+fn becomes_true(page: &mut Browser, expression: &str, looks: u32) -> bool {
+    (0..looks).any(|_| {
         std::thread::sleep(Duration::from_millis(500));
-        if page.evaluate(expression) == json!(true) {
+        page.evaluate(expression) == json!(true)
+    })
+}
+
+/// Clicks down a column of the window until an expression is true. On a busy machine what is clicked at may be drawn late, so
+/// the column is tried again.
+fn click_until(page: &mut Browser, x: u32, ys: std::ops::Range<u32>, expression: &str) {
+    for _ in 0..5 {
+        settle(page);
+        for y in ys.clone().step_by(10) {
+            click(page, x, y);
+            if becomes_true(page, expression, 2) {
+                return;
+            }
+        }
+        if becomes_true(page, expression, 60) {
             return;
         }
     }
