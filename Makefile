@@ -9,6 +9,7 @@
 #   make test    format, lints, every test, the documentation's examples
 #   make fuzz    headers of weight files, frames of transfers, HTTP bodies, schemas and templates that no program wrote, many of each kind
 #   make abuse   hostile and broken clients for an hour beside ones whose answers must not change
+#   make nodes   one model on two and on four processes that are killed and stopped, beside requests whose answers must not change
 #   make clients the program with seven more of OpenAI's clients: litellm, langchain, pydantic-ai, instructor, llm, lm-eval, guidellm
 #   make bench   the benchmarks behind docs/performance.md
 #   make kernels compile the CUDA kernels for sm_90a (PTX and cubins, in target/cuda/kernels); needs no GPU
@@ -33,7 +34,7 @@ DEMO_PROMPT := The red box holds 7. The blue box holds 2. Now the red box holds 
 # Mesa's software driver complains on every start where this is unset, as in containers.
 export XDG_RUNTIME_DIR ?= $(CURDIR)/target
 
-.PHONY: help demo install app app-pictures web serve quick test fuzz abuse clients bench kernels archive features audit image clean install-rust-components install-vulkan-driver install-cuda-compiler \
+.PHONY: help demo install app app-pictures web serve quick test fuzz abuse nodes clients bench kernels archive features audit image clean install-rust-components install-vulkan-driver install-cuda-compiler \
 	install-window install-xvfb install-browser install-node
 
 help:
@@ -181,6 +182,12 @@ ABUSE_MINUTES := 60
 
 abuse: install-rust-components
 	KIMI_LINEAR_ABUSE_MINUTES=$(ABUSE_MINUTES) $(CARGO) test $(PROFILE) --locked --test server -- --nocapture hostile::
+
+# Faults of each seed and number of processes; `make test` has five of them.
+NODE_FAULTS := 25
+
+nodes: install-rust-components
+	KIMI_LINEAR_NODE_FAULTS=$(NODE_FAULTS) $(CARGO) test $(PROFILE) --locked --test server -- --nocapture nodes::
 
 # The clients that `make test` has no time for, in Python environments of their own: guidellm has other dependencies than the rest.
 target/clients/%/made: tests/clients/requirements-%.txt

@@ -106,6 +106,15 @@ pub trait Backend: MaybeSend {
         false
     }
 
+    /// Makes the backend usable again after a device was lost, if it can: a group whose nodes have connected again. Afterwards no
+    /// step of before may be used, and the contents of states and latents are undefined.
+    ///
+    /// # Errors
+    /// A device that is still lost.
+    fn recover(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// The number of devices that [split tensors](Backend::split_tensor) are divided among.
     fn ranks(&self) -> usize {
         1

@@ -124,12 +124,12 @@ impl NodeOptions {
     ) -> Result<Vec<Box<dyn Backend>>> {
         let same = identity(config, checkpoint, degrees, self.nnodes)?;
         let address = self.address();
-        let mut nodes = Nodes::listen(&address, same, &self.options()?)
+        let nodes = Nodes::listen(&address, self.nnodes, same, &self.options()?)
             .with_context(|| format!("cannot listen for nodes on {address}"))?;
         tracing::info!("waiting for {} nodes on {address}", self.nnodes - 1);
         let progress = Progress::count("nodes", self.nnodes - 1);
         let mut joined = 0;
-        let ranks = nodes.gather(self.nnodes, self.ranks(degrees)?, degrees, &mut |node| {
+        let ranks = nodes.gather(self.ranks(degrees)?, degrees, &mut |node| {
             joined += 1;
             progress.set(joined);
             tracing::info!("node {node} has joined");

@@ -49,6 +49,8 @@ pub struct Engine {
     /// Whether shorter prompts left no tokens of the last step for the prompt whose turn it was.
     pub(super) passed_over: bool,
     cancelled: Vec<RequestId>,
+    /// Whether the device was lost and is not known to be usable again.
+    lost: bool,
     /// A step that was submitted before the tokens of the step before it were known.
     submitted: Option<Submitted>,
     pub(super) events: VecDeque<(RequestId, Event)>,
@@ -96,6 +98,7 @@ impl Engine {
             traced: 0,
             passed_over: false,
             cancelled: Vec::new(),
+            lost: false,
             submitted: None,
             events: VecDeque::new(),
         }
@@ -284,10 +287,23 @@ impl Engine {
     pub async fn step(&mut self) -> bool {
         self.drop_cancelled();
         self.stalled = false;
-        if let Err(error) = self.try_step().await {
+        let stepped = match self.recover() {
+            Ok(()) => self.try_step().await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = stepped {
             self.fail_all(error);
         }
         !self.is_idle() && !self.stalled
+    }
+
+    /// Makes the device usable again if it was lost and there is work for it.
+    fn recover(&mut self) -> Result<(), Error> {
+        if self.lost && !self.is_idle() {
+            self.model.backend().recover()?;
+            self.lost = false;
+        }
+        Ok(())
     }
 
     async fn try_step(&mut self) -> Result<(), Error> {
@@ -494,6 +510,7 @@ impl Engine {
 
     /// A device failed: its contents cannot be trusted any more.
     fn fail_all(&mut self, error: Error) {
+        self.lost |= error.scope() == Scope::Device;
         let error = Arc::new(error);
         self.submitted = None;
         self.step_cache.clear();

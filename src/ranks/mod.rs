@@ -2,14 +2,17 @@
 //!
 //! The process with rank 0 has engine and server. Its [`Group`](crate::backend::Group) has a [`RemoteRank`] for each rank of another
 //! process: a backend whose calls are sent there. The other processes, the nodes, connect to it, open their devices, and run
-//! what they are asked for ([`Node::serve`]). A node loads its parts of the weights from its own files.
+//! what they are asked for ([`Node::serve`]). A node loads its parts of the weights from its own files. A node that was lost may
+//! come back: the group is whole again then, and no other process loads anything ([`Backend::recover`](crate::backend::Backend::recover)).
 
 mod message;
 mod node;
+mod nodes;
 mod remote;
 
 pub use node::Node;
-pub use remote::{Nodes, RemoteRank};
+pub use nodes::Nodes;
+pub use remote::RemoteRank;
 
 use crate::backend::Parallelism;
 use crate::checkpoint::{Checkpoint, Fingerprint};

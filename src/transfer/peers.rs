@@ -57,7 +57,7 @@ fn local(identity: Identity, options: &TransferOptions) -> Arc<Local> {
 pub(crate) struct Peer {
     outbox: UnboundedSender<(u32, Frame)>,
     /// What the other process calls itself: the number of a node.
-    pub(crate) number: u128,
+    number: u128,
     shared: Arc<Shared>,
 }
 
@@ -120,10 +120,6 @@ impl Acceptor {
             local: local(identity, options),
             shaking: JoinSet::new(),
         }
-    }
-
-    pub(crate) fn address(&self) -> std::io::Result<SocketAddr> {
-        self.listener.local_addr()
     }
 
     /// The next process that finishes its handshake; those that fail it are told why and closed.
@@ -244,6 +240,16 @@ impl Peer {
     pub(crate) fn answer(&self, number: u32, bytes: Vec<u8>) {
         let bytes = bytes.into();
         drop(self.outbox.send((number, Frame::Message { bytes })));
+    }
+
+    /// The number of the node on the other side.
+    pub(crate) fn number(&self) -> usize {
+        usize::try_from(self.number).unwrap_or(usize::MAX)
+    }
+
+    /// Whether both are the same connection.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
     }
 
     /// Why the connection has ended, if it has.

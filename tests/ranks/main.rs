@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Fixture, reference};
 use group::degrees;
@@ -32,10 +32,11 @@ use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{Backend, DrawCapacity, Group, StepOutput};
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::{Dtype, ModelConfig};
+use kimi_linear::engine::{Engine, EngineHandle, EngineOptions, Event, Request};
 use kimi_linear::error::{BackendError, Error};
 use kimi_linear::model::{Model, StepOptions};
 use kimi_linear::ranks::{Node, Nodes, identity};
-use kimi_linear::transfer::{Identity, Secret, TransferOptions};
+use kimi_linear::transfer::{Identity, Secret, Tls, TlsPem, TransferOptions};
 use proxy::Proxy;
 
 const BLOCKS: usize = 8;
@@ -84,7 +85,17 @@ impl Running {
         number: usize,
         ranks: usize,
         identity: Identity,
-        secret: &'static [u8],
+        secret: &[u8],
+    ) -> Self {
+        let options = options(secret);
+        Self::start_with(name, (address, number, ranks), identity, options)
+    }
+
+    fn start_with(
+        name: &'static str,
+        (address, number, ranks): (String, usize, usize),
+        identity: Identity,
+        options: TransferOptions,
     ) -> Self {
         let stop = Arc::<AtomicBool>::default();
         let (sender, events) = channel();
@@ -95,7 +106,7 @@ impl Running {
                 address,
                 number,
                 identity,
-                options: options(secret),
+                options,
                 checkpoint: &checkpoint,
                 open: &mut || Ok((0..ranks).map(|_| cpu()).collect()),
             };
@@ -120,13 +131,17 @@ impl Running {
     }
 }
 
+fn listen(same: &Identity, nodes: usize) -> Nodes {
+    Nodes::listen("127.0.0.1:0", nodes, same.clone(), &options(SECRET)).unwrap()
+}
+
 /// Joins rank 0's own ranks and the nodes' to a group.
-fn gather(nodes: &mut Nodes, of: [usize; 3], count: usize) -> Box<dyn Backend> {
+fn gather(nodes: Nodes, of: [usize; 3], count: usize) -> Box<dyn Backend> {
     let (config, _) = opened(MODEL);
     let degrees = degrees(of);
     let each = degrees.ranks() / count;
     let mut ranks: Vec<Box<dyn Backend>> = (0..each).map(|_| cpu()).collect();
-    let remote = nodes.gather(count, each, degrees, &mut |_| {}).unwrap();
+    let remote = nodes.gather(each, degrees, &mut |_| {}).unwrap();
     ranks.extend(
         remote
             .into_iter()
@@ -179,15 +194,15 @@ fn ranks_of_other_processes_have_the_bits_of_ranks_of_one() {
     ] {
         let expected = run(&mut load(group::group(MODEL, of, cpu))).unwrap();
         let same = identity_of(MODEL, of, count);
-        let mut nodes = Nodes::listen("127.0.0.1:0", same.clone(), &options(SECRET)).unwrap();
-        let address = nodes.address().unwrap().to_string();
+        let nodes = listen(&same, count);
+        let address = nodes.address().to_string();
         let each = degrees(of).ranks() / count;
         let running: Vec<Running> = (1..count)
             .map(|number| {
                 Running::start(MODEL, address.clone(), number, each, same.clone(), SECRET)
             })
             .collect();
-        let mut model = load(gather(&mut nodes, of, count));
+        let mut model = load(gather(nodes, of, count));
         let found = run(&mut model).unwrap();
         assert!(found == expected, "{of:?} on {count} nodes");
         drop(model);
@@ -197,17 +212,32 @@ fn ranks_of_other_processes_have_the_bits_of_ranks_of_one() {
     }
 }
 
-/// A connection that is cut fails the step with a sentence, and the node joins a new group without being started again.
+/// Waits until all nodes of a model that lost one are there again.
+fn recover(model: &mut Model) {
+    let began = Instant::now();
+    while let Err(error) = model.backend().recover() {
+        assert!(matches!(error, BackendError::Lost { .. }), "{error}");
+        assert!(began.elapsed() < Duration::from_secs(60), "{error}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A connection that is cut fails the step with a sentence. The node comes back without being started again, and makes what it
+/// had made before.
 #[test]
-fn a_lost_node_fails_the_step_and_joins_again() {
+fn a_lost_node_fails_the_step_and_comes_back() {
     let of = [2, 1, 1];
     let expected = run(&mut load(group::group(MODEL, of, cpu))).unwrap();
     let same = identity_of(MODEL, of, 2);
-    let mut nodes = Nodes::listen("127.0.0.1:0", same.clone(), &options(SECRET)).unwrap();
-    let proxy = Proxy::start(nodes.address().unwrap());
+    let nodes = listen(&same, 2);
+    let proxy = Proxy::start(nodes.address());
     let node = Running::start(MODEL, proxy.address(), 1, 1, same, SECRET);
-    for (how, cut) in [("cut", Proxy::cut as fn(&Proxy)), ("stalled", Proxy::stall)] {
-        let mut model = load(gather(&mut nodes, of, 2));
+    let mut model = load(gather(nodes, of, 2));
+    let cut = |proxy: &Proxy| {
+        proxy.stall();
+        proxy.cut();
+    };
+    for (how, cut) in [("cut", cut as fn(&Proxy)), ("stalled", Proxy::stall)] {
         assert!(run(&mut model).unwrap() == expected, "before it is {how}");
         cut(&proxy);
         let error = run(&mut model).err().unwrap();
@@ -216,16 +246,15 @@ fn a_lost_node_fails_the_step_and_joins_again() {
             error.to_string().contains("the connection to node 1 ended"),
             "{how}: {error}"
         );
-        // Later calls fail at once.
-        assert!(run(&mut model).is_err());
-        drop(model);
+        // Later calls fail at once, also once the node is back: its states are not those of before.
+        let error = model.backend().recover().unwrap_err().to_string();
+        assert!(error.contains("it has not connected again yet"), "{error}");
         proxy.mend();
+        thread::sleep(Duration::from_secs(1));
+        assert!(run(&mut model).is_err());
+        recover(&mut model);
     }
-    let mut model = load(gather(&mut nodes, of, 2));
-    assert!(
-        run(&mut model).unwrap() == expected,
-        "after it joined again"
-    );
+    assert!(run(&mut model).unwrap() == expected, "after it came back");
     drop(model);
     assert!(
         node.events
@@ -235,12 +264,134 @@ fn a_lost_node_fails_the_step_and_joins_again() {
     node.end().unwrap();
 }
 
+/// An engine fails its requests when a node is lost, and goes on when the node is back: with the same tokens, and with none that
+/// were cached before.
+#[test]
+fn an_engine_goes_on_when_its_node_is_back() {
+    let of = [2, 1, 1];
+    let same = identity_of(MODEL, of, 2);
+    let nodes = listen(&same, 2);
+    let proxy = Proxy::start(nodes.address());
+    let node = Running::start(MODEL, proxy.address(), 1, 1, same, SECRET);
+    let model = load(gather(nodes, of, 2));
+    let engine = EngineHandle::start(Engine::new(model, EngineOptions::default())).unwrap();
+    let prompt = Fixture::open("tiny-8/expected.safetensors").ids("prompt.24.tokens");
+    let ask = || {
+        let answer = engine.answer(Request::new(prompt.clone(), 6));
+        let (mut tokens, mut failed) = (Vec::new(), None);
+        while let Some(event) = answer.next() {
+            match event {
+                Event::Token { id, .. } => tokens.push(id),
+                Event::Failed(error) => failed = Some(error.to_string()),
+                _ => {}
+            }
+        }
+        failed.map_or(Ok(tokens), Err)
+    };
+    let expected = ask().unwrap();
+    assert_eq!(expected.len(), 6);
+    for cut in [Proxy::cut as fn(&Proxy), Proxy::stall, Proxy::cut] {
+        cut(&proxy);
+        let error = ask().unwrap_err();
+        assert!(error.contains("the connection to node 1 ended"), "{error}");
+        proxy.mend();
+        let began = Instant::now();
+        let found = loop {
+            match ask() {
+                Ok(tokens) => break tokens,
+                Err(error) => assert!(error.contains("the connection to node 1 ended"), "{error}"),
+            }
+            assert!(began.elapsed() < Duration::from_secs(60), "it is not back");
+            thread::sleep(Duration::from_millis(50));
+        };
+        assert_eq!(found, expected);
+    }
+    drop(engine);
+    node.end().unwrap();
+}
+
+/// A node that comes back with other devices is not taken.
+#[test]
+fn a_node_with_other_devices_does_not_come_back() {
+    let of = [2, 1, 1];
+    let same = identity_of(MODEL, of, 2);
+    let nodes = listen(&same, 2);
+    let proxy = Proxy::start(nodes.address());
+    let node = Running::start(MODEL, proxy.address(), 1, 1, same.clone(), SECRET);
+    let mut model = load(gather(nodes, of, 2));
+    node.stop.store(true, Ordering::Relaxed);
+    proxy.cut();
+    node.end().unwrap();
+    let other = Running::start(MODEL, proxy.address(), 1, 2, same, SECRET);
+    proxy.mend();
+    let began = Instant::now();
+    loop {
+        let error = model.backend().recover().unwrap_err().to_string();
+        if error.contains("it came back, but it has other devices than before") {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "{error}");
+        thread::sleep(Duration::from_millis(20));
+    }
+    drop(model);
+    other.end().unwrap();
+}
+
+/// TLS between nodes: those with a certificate that node 0 trusts join, others do not.
+#[test]
+fn nodes_join_with_tls() {
+    let of = [2, 1, 1];
+    let expected = run(&mut load(group::group(MODEL, of, cpu))).unwrap();
+    let same = identity_of(MODEL, of, 2);
+    let made = || {
+        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        (made.cert.pem(), made.signing_key.serialize_pem())
+    };
+    let (node_0, node_1, stranger) = (made(), made(), made());
+    let with = |own: &(String, String), other: &(String, String)| {
+        let pem = TlsPem {
+            certificate: Some(own.0.as_bytes()),
+            key: Some(own.1.as_bytes()),
+            ca: Some(other.0.as_bytes()),
+            server_name: None,
+        };
+        TransferOptions {
+            tls: Some(Tls::new(pem).unwrap()),
+            ..options(SECRET)
+        }
+    };
+    let listening = with(&node_0, &node_1);
+    let nodes = Nodes::listen("127.0.0.1:0", 2, same.clone(), &listening).unwrap();
+    let address = nodes.address().to_string();
+    let start = |options| {
+        let node = (address.clone(), 1, 1);
+        Running::start_with(MODEL, node, same.clone(), options)
+    };
+    // One without TLS, one with a certificate that is not trusted, and one that does not trust node 0.
+    let others = [
+        start(options(SECRET)),
+        start(with(&stranger, &node_0)),
+        start(with(&node_1, &stranger)),
+    ];
+    thread::sleep(Duration::from_secs(2));
+    let good = start(with(&node_1, &node_0));
+    let mut model = load(gather(nodes, of, 2));
+    assert!(run(&mut model).unwrap() == expected);
+    for other in others {
+        let joined = (other.events.try_iter()).any(|event| event.contains("connected to"));
+        assert!(!joined);
+        let _ = other.end();
+    }
+    drop(model);
+    good.end().unwrap();
+}
+
 #[test]
 fn strangers_do_not_join() {
     let of = [2, 1, 1];
     let same = identity_of(MODEL, of, 2);
-    let mut nodes = Nodes::listen("127.0.0.1:0", same.clone(), &options(SECRET)).unwrap();
-    let address = nodes.address().unwrap();
+    let nodes = listen(&same, 2);
+    let address = nodes.address();
     // Bytes that are no handshake, and a connection that says nothing.
     let mut garbage = TcpStream::connect(address).unwrap();
     garbage.write_all(&[7; 4096]).unwrap();
@@ -271,7 +422,7 @@ fn strangers_do_not_join() {
             Running::start(MODEL, address, 1, 1, same, SECRET)
         }
     });
-    let mut model = load(gather(&mut nodes, of, 2));
+    let mut model = load(gather(nodes, of, 2));
     run(&mut model).unwrap();
     let refused = |node: Running| {
         node.thread
@@ -287,7 +438,6 @@ fn strangers_do_not_join() {
     let error = refused(other).expect("it ended").unwrap_err().to_string();
     assert!(error.contains("secret"), "{error}");
     drop(model);
-    drop(nodes);
     good.join().unwrap().end().unwrap();
     fifth.end().unwrap();
 }
@@ -297,11 +447,11 @@ fn strangers_do_not_join() {
 fn a_node_with_another_number_of_ranks_is_refused() {
     let of = [2, 1, 1];
     let same = identity_of(MODEL, of, 2);
-    let mut nodes = Nodes::listen("127.0.0.1:0", same.clone(), &options(SECRET)).unwrap();
-    let address = nodes.address().unwrap().to_string();
+    let nodes = listen(&same, 2);
+    let address = nodes.address().to_string();
     let node = Running::start(MODEL, address, 1, 3, same, SECRET);
     let error = nodes
-        .gather(2, 1, degrees(of), &mut |_| {})
+        .gather(1, degrees(of), &mut |_| {})
         .err()
         .unwrap()
         .to_string();
@@ -309,6 +459,5 @@ fn a_node_with_another_number_of_ranks_is_refused() {
         error,
         "several devices: the number of a node's ranks should be 1, but is 3 (node 1)"
     );
-    drop(nodes);
     node.end().unwrap();
 }

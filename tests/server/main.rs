@@ -33,6 +33,8 @@ mod hostile;
 mod listen;
 mod load;
 #[cfg(unix)]
+mod nodes;
+#[cfg(unix)]
 mod npm;
 #[cfg(unix)]
 mod page;

@@ -113,6 +113,12 @@ impl Process {
         assert!(sent.success());
     }
 
+    /// Ends it at once.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     /// Ends it by a signal; whether it ended well.
     pub fn stop(&mut self) -> bool {
         self.signal("-TERM");

@@ -258,13 +258,30 @@ impl Backend for Group {
         self.degrees.tensor
     }
 
+    fn recover(&mut self) -> Result<()> {
+        let mut ranks = self.ranks.iter();
+        ranks.try_for_each(|rank| rank.lock().recover())
+    }
+
     fn weight(&mut self, source: WeightSource) -> Result<Weight> {
         let stage = self.stage_of(source.place.layer);
         let load = |(index, rank): (usize, &Rank)| {
             let part = divide::weight(&source, &self.degrees, index)?;
             rank.lock().weight(part)
         };
-        let ranks = self.stage(stage).map(load).collect::<Result<_>>()?;
+        let ranks = match self.degrees.width() {
+            1 => self.stage(stage).map(load).collect::<Result<_>>()?,
+            // Devices and nodes read their parts at the same time.
+            _ => std::thread::scope(|scope| {
+                let start = |rank| scope.spawn(move || load(rank));
+                let loading: Vec<_> = self.stage(stage).map(start).collect();
+                let join = |loading: std::thread::ScopedJoinHandle<'_, _>| {
+                    let loaded = loading.join();
+                    loaded.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                };
+                loading.into_iter().map(join).collect::<Result<_>>()
+            })?,
+        };
         let weight = GroupWeight { stage, ranks };
         Ok(self.tables.weights.add(weight, |id| source.handle(id)))
     }

@@ -172,9 +172,10 @@ impl Step for GroupStep {
 
 /// Submits to all ranks of a stage, waits for all, and keeps the first one's output: the others' is the same.
 fn run(steps: &mut [Box<dyn Step>], batch: &Batch, output: &mut StepOutput) -> Result<()> {
-    let tickets = steps.iter_mut().map(|step| step.submit(batch));
+    // The last ranks first: those of other nodes begin while the CPU of this one computes.
+    let tickets = steps.iter_mut().rev().map(|step| step.submit(batch));
     let tickets = tickets.collect::<Result<Vec<_>>>()?;
-    for (rank, ticket) in tickets.into_iter().enumerate() {
+    for (rank, ticket) in tickets.into_iter().rev().enumerate() {
         let found = ticket.wait()?;
         if rank > 0 {
             continue;
