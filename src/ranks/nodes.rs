@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
 use super::message::{Call, Reply, Request, decode, encode};
-use super::remote::RemoteRank;
+use super::remote::{RemoteRank, Writes};
 use crate::backend::{Parallelism, Result, block_on};
 use crate::error::{BackendError, TransferError};
 use crate::transfer::peers::{self, Acceptor, Peer};
@@ -124,6 +124,7 @@ impl Nodes {
                     degrees,
                     in_stage: (node * ranks + rank) % degrees.width(),
                     steps: 0,
+                    writes: Writes::default(),
                 });
             }
         }

@@ -1,6 +1,6 @@
 //! The ranks of other processes as backends of this one.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::runtime::Runtime;
 
@@ -21,6 +21,33 @@ fn call(peer: &Arc<Peer>, rank: usize, request: Request) -> Result<Ticket<Reply>
     Ok(Ticket::new(async move { reply(&peer, &pending.await?) }))
 }
 
+/// Writes of tensors that the node has not confirmed. Nothing waits for them but the result of the call after them, which the
+/// node has later: so an exchange between ranks takes one way to the node and back, not one more for each write.
+#[derive(Clone, Default)]
+pub(super) struct Writes(Arc<Mutex<Vec<Ticket<Reply>>>>);
+
+impl Writes {
+    fn add(&self, write: Ticket<Reply>) {
+        let mut writes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        writes.push(write);
+    }
+
+    /// A reply to a call after them, or the first error of theirs.
+    fn before(&self, call: Result<Ticket<Reply>>) -> Result<Ticket<Reply>> {
+        let writes = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let call = call?;
+        Ok(Ticket::new(async move {
+            let reply = call.await;
+            for write in writes {
+                if !matches!(write.await?, Reply::Done) {
+                    return Err(unexpected());
+                }
+            }
+            reply
+        }))
+    }
+}
+
 /// A rank in another process.
 pub struct RemoteRank {
     /// Drives the connections.
@@ -35,6 +62,7 @@ pub struct RemoteRank {
     pub(super) in_stage: usize,
     /// Steps so far.
     pub(super) steps: u64,
+    pub(super) writes: Writes,
 }
 
 /// The value of a reply of this kind.
@@ -88,6 +116,8 @@ impl Backend for RemoteRank {
     fn recover(&mut self) -> Result<()> {
         if self.peer.ended().is_some() {
             self.peer = self.connections.again(self.peer.number())?;
+            // Those of the connection that ended have failed with it.
+            self.writes = Writes::default();
         }
         Ok(())
     }
@@ -137,11 +167,14 @@ impl Backend for RemoteRank {
     }
 
     fn write_tensor(&mut self, tensor: Tensor, values: &TensorValues) -> Result<()> {
-        self.done(Request::WriteTensor(tensor, values.clone()))
+        self.writes
+            .add(self.call(Request::WriteTensor(tensor, values.clone()))?);
+        Ok(())
     }
 
     fn read_tensor(&mut self, tensor: Tensor, rows: usize) -> Ticket<TensorValues> {
-        ticket!(self.call(Request::ReadTensor(tensor, rows)), Values)
+        let read = self.call(Request::ReadTensor(tensor, rows));
+        ticket!(self.writes.before(read), Values)
     }
 
     fn state_pool(&mut self, layout: StateLayout) -> Result<StatePool> {
@@ -199,6 +232,7 @@ impl Backend for RemoteRank {
             peer: Arc::clone(&self.peer),
             rank: self.rank,
             number,
+            writes: self.writes.clone(),
             names: operations.iter().map(known).collect(),
         }))
     }
@@ -210,6 +244,7 @@ struct RemoteStep {
     peer: Arc<Peer>,
     rank: usize,
     number: u64,
+    writes: Writes,
     names: Vec<&'static str>,
 }
 
@@ -227,8 +262,8 @@ impl Step for RemoteStep {
 
     fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
         let request = Request::Submit(self.number, batch.clone());
-        let ticket = call(&self.peer, self.rank, request);
-        Ok(ticket!(ticket, Output))
+        let submitted = call(&self.peer, self.rank, request);
+        Ok(ticket!(self.writes.before(submitted), Output))
     }
 }
 
