@@ -1,14 +1,15 @@
 //! The paper's blocks as compositions of single operations: what a fused kernel must equal.
 //!
-//! Each reads the normed hidden state and leaves its contribution to the residual stream in `output`, summed over
-//! ranks. Weights and scratch are handles, so a block is cheap to copy.
+//! Each reads the normed hidden state and leaves its contribution to the residual stream in `output`. Where its last matrix is
+//! divided among ranks, that is a part of the sum, and a [group](super::Group) puts the sum over ranks after it. Weights and
+//! scratch are handles, so a block is cheap to copy.
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Add, AllReduce, ExpertRows, Experts, Form, GatedNorm, KdaGates, KdaRecurrence, LatentPool,
-    Linear, MlaAppend, MlaAttention, Op, RmsNorm, Route, Segments, ShortConv, StatePool, Swiglu,
-    Tensor, Weight,
+    Add, ExpertRows, Experts, Form, GatedNorm, KdaGates, KdaRecurrence, LatentPool, Linear,
+    MlaAppend, MlaAttention, Op, RmsNorm, Route, Segments, ShortConv, StatePool, Swiglu, Tensor,
+    Weight,
 };
 
 /// `output = input weight^T`.
@@ -70,11 +71,6 @@ impl AddNorm {
         };
         vec![Op::from(add), Op::from(norm)]
     }
-}
-
-/// Sums a block's contribution over ranks.
-fn all_reduce(target: Tensor) -> Op {
-    Op::from(AllReduce { target })
 }
 
 /// The attention half of a KDA layer (Kimi Linear, section 4).
@@ -200,7 +196,6 @@ impl KdaBlock {
             linear(self.gate_rank, gate_up, self.gate),
             Op::from(self.gated_norm()),
             linear(self.normed, self.output_proj, self.output),
-            all_reduce(self.output),
         ]
     }
 }
@@ -277,7 +272,6 @@ impl MlaBlock {
             Op::MlaDecode(self.attention(Segments::Single)),
             // W_o o
             linear(self.heads, self.output_proj, self.output),
-            all_reduce(self.output),
         ]
     }
 }
@@ -297,7 +291,7 @@ pub struct MlpBlock {
     pub hidden: Tensor,
     /// `[T, d]`.
     pub output: Tensor,
-    /// Whether `output` is summed over ranks here; a shared expert leaves that to its [`MoeBlock`].
+    /// Whether a group sums `output` over ranks; that of a shared expert is part of its [`MoeBlock`]'s sum.
     pub reduce: bool,
 }
 
@@ -305,18 +299,14 @@ impl MlpBlock {
     /// Its parts.
     #[must_use]
     pub fn ops(&self) -> Vec<Op> {
-        let mut ops = vec![
+        vec![
             linear(self.input, self.gate_up_proj, self.gate_up),
             Op::from(Swiglu {
                 input: self.gate_up,
                 output: self.hidden,
             }),
             linear(self.hidden, self.down_proj, self.output),
-        ];
-        if self.reduce {
-            ops.push(all_reduce(self.output));
-        }
-        ops
+        ]
     }
 }
 
@@ -382,7 +372,6 @@ impl MoeBlock {
                 target: self.output,
             }));
         }
-        ops.push(all_reduce(self.output));
         ops
     }
 }
