@@ -52,6 +52,7 @@ impl Machine for Ledger {
             Command::Launch(launch) => format!("`{}`", launch.kernel()),
             Command::Product(_) => "product by cuBLASLt".to_owned(),
             Command::Copy { .. } => "copy".to_owned(),
+            Command::Collective(_) => "collective".to_owned(),
         };
         *self.last.lock().unwrap() = work.commands.iter().map(name).collect();
         let bytes = work.answers.iter().map(|place| place.range().len()).sum();

@@ -172,7 +172,7 @@ impl Backend for DryBackend {
     }
 
     fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>> {
-        check::program(program, &capacity)?;
+        check::program(program, &capacity, 1)?;
         let names = program.ops.iter().map(super::Op::name).collect();
         Ok(Box::new(DryStep(names)))
     }

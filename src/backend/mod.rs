@@ -13,6 +13,7 @@ mod batch;
 mod block;
 mod check;
 mod choose;
+mod collective;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -43,6 +44,7 @@ pub mod wgpu;
 pub use batch::{Batch, Capacity, FedToken, OutputRow, Segment, StateCheckpoint};
 pub use block::{AddNorm, KdaBlock, MlaBlock, MlpBlock, MoeBlock};
 pub use choose::{BackendKind, devices, open};
+pub use collective::{CollectiveId, Collectives, Leave};
 pub use draw::{Draw, DrawCapacity, Drawn, LogitChange};
 #[cfg(not(target_arch = "wasm32"))]
 #[cfg(feature = "transfer")]
@@ -106,7 +108,8 @@ pub trait Backend: MaybeSend {
         false
     }
 
-    /// Makes the backend usable again after a device was lost, if it can: a group whose nodes have connected again. Afterwards no
+    /// Makes the backend usable again after a device was lost, if it can: a group whose nodes have connected again, or one of whose
+    /// ranks failed in a step without being lost. Afterwards no
     /// step of before may be used, and the contents of states and latents are undefined.
     ///
     /// # Errors
@@ -246,6 +249,33 @@ pub trait Backend: MaybeSend {
     /// does not support, or too little memory for the step's own buffers.
     fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>>;
 
+    /// Whether the device can exchange results with others without the host.
+    ///
+    /// # Errors
+    /// A device in another process that is gone.
+    fn collectives(&mut self) -> Result<Collectives> {
+        Ok(Collectives::Never)
+    }
+
+    /// A new id, under which devices join.
+    ///
+    /// # Errors
+    /// A device that exchanges nothing by itself.
+    fn collective_id(&mut self) -> Result<CollectiveId> {
+        Err(alone())
+    }
+
+    /// Joins `ranks` devices as number `rank`; returns when all of them have joined under this id, so each is called on a thread of
+    /// its own. In programs that are compiled afterwards [`Op::AllReduce`] and [`Op::AllGather`] are exchanges between these
+    /// devices, and [`Op::ExpertRows`] leaves zeros for experts of others. Their steps wait for each other: all must be submitted,
+    /// each on a thread of its own. The result ends the device's part.
+    ///
+    /// # Errors
+    /// A device that exchanges nothing by itself, or cannot reach the others.
+    fn join(&mut self, _id: CollectiveId, _rank: usize, _ranks: usize) -> Result<Leave> {
+        Err(alone())
+    }
+
     /// Reports how many of the calls that came before a submission the device has confirmed, and their number, while the
     /// submission waits for them. Only a browser confirms calls later, among them the compilation of shaders, which takes long.
     fn report_confirmed(&mut self, _report: ConfirmedReport) {}
@@ -278,6 +308,13 @@ fn unmade(what: &str) -> BackendError {
     BackendError::Unsupported {
         backend: "device's",
         what: format!("{what} of random numbers"),
+    }
+}
+
+fn alone() -> BackendError {
+    BackendError::Unsupported {
+        backend: "device's",
+        what: "exchanges with other devices".to_owned(),
     }
 }
 

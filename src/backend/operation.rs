@@ -75,7 +75,8 @@ ops! {
     /// The routed experts of this rank: `output[t] = sum_e w_e down_e(silu(gate_e x) * up_e x)`.
     Experts(Experts) = "experts", Experts;
     /// The results of the chosen experts of this rank, not yet weighted and added: `output[t, i] = down_e(silu(gate_e x) * up_e x)`
-    /// for e = `experts[t, i]`. Those of other ranks' experts are undefined.
+    /// for e = `experts[t, i]`. Those of other ranks' experts are undefined, or zeros on a device that has
+    /// [joined](super::Backend::join) others.
     ExpertRows(ExpertRows) = "expert_rows", ExpertRows;
     /// `output[t] = sum_i weights[t, i] rows[t, i]`, in the order of the row's choices: with [`Op::ExpertRows`] of all experts
     /// the same as [`Op::Experts`].
@@ -86,7 +87,7 @@ ops! {
     Add(Add) = "add", Add;
     /// Sums a tensor over all ranks, in rank order; no effect with one rank.
     AllReduce(AllReduce) = "all_reduce", AllReduce;
-    /// Concatenates the ranks' columns, in rank order; a copy with one rank.
+    /// Concatenates the ranks' columns, in rank order; a copy where the output is as wide as the input.
     AllGather(AllGather) = "all_gather", AllGather;
     /// The next token of each output row: its best candidates and log-normaliser.
     Select(Select) = "select", Select;
@@ -569,7 +570,7 @@ pub struct AllReduce {
 pub struct AllGather {
     /// `[rows, n]`, a [split tensor](super::Backend::split_tensor).
     pub input: Tensor,
-    /// `[rows, n]`.
+    /// `[rows, n]`, the columns of all ranks.
     pub output: Tensor,
 }
 

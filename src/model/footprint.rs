@@ -14,7 +14,7 @@ use crate::error::Error;
 pub struct Footprint {
     /// The memory of each rank, with weights in the model's unquantised dtypes.
     pub ranks: Vec<Used>,
-    /// Bytes between devices and host for each token of a step.
+    /// Bytes between devices and host for each token of a step, where devices do not exchange results by themselves.
     pub sent_per_token: u64,
     /// Bytes for each row of logits.
     pub sent_per_output: u64,

@@ -1,14 +1,16 @@
 //! `cuda-emulated`: the CUDA backend on a machine that runs the same kernels on the CPU.
 #![allow(dead_code, unsafe_code, unreachable_pub)]
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use kimi_linear::backend::cuda::CudaBackend;
 use kimi_linear::backend::cuda::machine::{
-    Answers, Argument, Buffer, Command, Machine, Memory, Place, Work, foreign,
+    Answers, Argument, Buffer, Collective, Command, Machine, Memory, Place, Work, foreign,
 };
-use kimi_linear::backend::{Backend, Device, Result, Ticket};
+use kimi_linear::backend::{Backend, CollectiveId, Collectives, Device, Result, Ticket};
 use kimi_linear::config::Dtype;
 use kimi_linear::error::BackendError;
 use kimi_linear_emulated::{Allocation, Order, launch, product};
@@ -21,9 +23,19 @@ pub fn open(orders: &'static [Order]) -> Box<dyn Backend> {
     Box::new(CudaBackend::over(machine(orders)))
 }
 
+/// The same with this number: devices with different numbers exchange results by themselves.
+pub fn open_at(index: usize, orders: &'static [Order]) -> Box<dyn Backend> {
+    Box::new(CudaBackend::over(machine_at(index, orders)))
+}
+
 /// The machine alone.
 pub fn machine(orders: &'static [Order]) -> Arc<dyn Machine> {
-    Arc::new(Emulated::new(orders))
+    machine_at(0, orders)
+}
+
+/// The machine with this number.
+pub fn machine_at(index: usize, orders: &'static [Order]) -> Arc<dyn Machine> {
+    Arc::new(Emulated::new(index, orders))
 }
 
 /// The memory of a machine, by address.
@@ -51,13 +63,97 @@ struct Emulated {
     device: Device,
     orders: &'static [Order],
     memory: Allocations,
+    /// The machines that it has joined, and its number among them.
+    joined: Mutex<Option<(Arc<Meeting>, usize)>>,
+}
+
+/// How long a machine waits for others: a program that never ends fails.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Where machines of this process exchange bytes, in rounds.
+struct Meeting {
+    ranks: usize,
+    round: Mutex<Round>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Round {
+    /// What has come so far, by rank.
+    parts: BTreeMap<usize, Vec<u8>>,
+    /// How many have taken all parts.
+    taken: usize,
+    /// Whether one has left.
+    left: bool,
+}
+
+impl Meeting {
+    /// The meeting of this id.
+    fn of(id: CollectiveId, ranks: usize) -> Arc<Self> {
+        static ALL: LazyLock<Mutex<HashMap<CollectiveId, Arc<Meeting>>>> =
+            LazyLock::new(Mutex::default);
+        let mut all = lock(&ALL);
+        let meeting = all.entry(id).or_insert_with(|| {
+            Arc::new(Self {
+                ranks,
+                round: Mutex::default(),
+                changed: Condvar::new(),
+            })
+        });
+        Arc::clone(meeting)
+    }
+
+    /// Waits until `done`, or until a machine has left.
+    fn wait<'a>(
+        &self,
+        mut round: MutexGuard<'a, Round>,
+        done: impl Fn(&Round) -> bool,
+    ) -> Result<MutexGuard<'a, Round>> {
+        while !done(&round) {
+            let waited = self.changed.wait_timeout(round, PATIENCE);
+            let (next, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            round = next;
+            if round.left || timeout.timed_out() {
+                break;
+            }
+        }
+        match done(&round) && !round.left {
+            true => Ok(round),
+            false => Err(BackendError::Lost {
+                backend: "cuda-emulated",
+                reason: "another machine did not come, or has left".to_owned(),
+            }),
+        }
+    }
+
+    /// The parts of all machines, in the order of their ranks.
+    fn exchange(&self, rank: usize, part: Vec<u8>) -> Result<Vec<Vec<u8>>> {
+        // The round before ends when all have taken its parts.
+        let mut round = self.wait(lock(&self.round), |round| !round.parts.contains_key(&rank))?;
+        round.parts.insert(rank, part);
+        self.changed.notify_all();
+        let mut round = self.wait(round, |round| round.parts.len() == self.ranks)?;
+        let parts = round.parts.values().cloned().collect();
+        round.taken += 1;
+        if round.taken == self.ranks {
+            round.parts.clear();
+            round.taken = 0;
+            self.changed.notify_all();
+        }
+        Ok(parts)
+    }
+
+    fn leave(&self) {
+        lock(&self.round).left = true;
+        self.changed.notify_all();
+    }
 }
 
 impl Emulated {
-    fn new(orders: &'static [Order]) -> Self {
+    fn new(index: usize, orders: &'static [Order]) -> Self {
         let device = Device {
             backend: "cuda-emulated",
-            index: 0,
+            index,
             name: "the CPU in a GPU's place".to_owned(),
             memory_bytes: None,
             precision: Dtype::Bf16,
@@ -67,6 +163,7 @@ impl Emulated {
             device,
             orders,
             memory: Allocations::default(),
+            joined: Mutex::default(),
         }
     }
 
@@ -141,8 +238,67 @@ impl Emulated {
                 let copied = self.bytes(from)?;
                 self.write(to.buffer(), to.range().start as u64, &copied)
             }
+            Command::Collective(collective) => self.exchange(collective),
         }
     }
+
+    fn exchange(&self, collective: &Collective) -> Result<()> {
+        let Some((meeting, rank)) = lock(&self.joined).clone() else {
+            return Err(refused("a collective", "it has joined nobody".to_owned()));
+        };
+        // What is exchanged goes first: a GPU would not notice that the devices differ in it.
+        let (kind, from, to) = match collective {
+            Collective::Sum { target, full } => (u8::from(*full), target, target),
+            Collective::Gather { from, to, .. } => (2, from, to),
+        };
+        let mut part = vec![kind];
+        part.extend(self.bytes(from)?);
+        let parts = meeting.exchange(rank, part)?;
+        if parts
+            .iter()
+            .any(|part| part[0] != kind || part.len() != from.range().len() + 1)
+        {
+            return Err(refused(
+                "a collective",
+                "the machines run different ones".to_owned(),
+            ));
+        }
+        let parts: Vec<&[u8]> = parts.iter().map(|part| &part[1..]).collect();
+        let result = match collective {
+            Collective::Sum { full: true, .. } => {
+                let sums = sum(parts.into_iter().map(bytemuck::pod_collect_to_vec));
+                bytemuck::cast_slice(&sums).to_vec()
+            }
+            Collective::Sum { full: false, .. } => {
+                Dtype::Bf16.narrow(&sum(parts.into_iter().map(|part| Dtype::Bf16.widen(part))))
+            }
+            Collective::Gather { rows, .. } => {
+                let width = from.range().len() / rows;
+                let rows = (0..*rows).flat_map(|row| {
+                    let columns = row * width..(row + 1) * width;
+                    parts.iter().flat_map(move |part| &part[columns.clone()])
+                });
+                rows.copied().collect()
+            }
+        };
+        if result.len() != to.range().len() {
+            return Err(refused(
+                "a collective",
+                "a result of another size".to_owned(),
+            ));
+        }
+        self.write(to.buffer(), to.range().start as u64, &result)
+    }
+}
+
+/// The sums over machines, added in f32 in the order of their ranks.
+fn sum(parts: impl Iterator<Item = Vec<f32>>) -> Vec<f32> {
+    let add = |mut sums: Vec<f32>, part: Vec<f32>| {
+        let both = sums.iter_mut().zip(part);
+        both.for_each(|(sum, value)| *sum += value);
+        sums
+    };
+    parts.reduce(add).unwrap_or_default()
 }
 
 fn refused(what: &str, reason: String) -> BackendError {
@@ -212,4 +368,29 @@ impl Machine for Emulated {
     }
 
     fn forget(&self, _step: u64) {}
+
+    fn collectives(&self) -> Collectives {
+        Collectives::Ready
+    }
+
+    fn collective_id(&self) -> Result<CollectiveId> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let mut id = [[0; 32]; 4];
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        id[0][..8].copy_from_slice(&number.to_le_bytes());
+        Ok(CollectiveId(id))
+    }
+
+    fn join(&self, id: CollectiveId, rank: usize, ranks: usize) -> Result<()> {
+        let meeting = Meeting::of(id, ranks);
+        meeting.exchange(rank, Vec::new())?;
+        *lock(&self.joined) = Some((meeting, rank));
+        Ok(())
+    }
+
+    fn leave(&self) {
+        if let Some((meeting, _)) = &*lock(&self.joined) {
+            meeting.leave();
+        }
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use kimi_linear::backend::cuda::machine::{Answers, Buffer, Machine, Memory, Work};
 use kimi_linear::backend::wgpu::{Fault, Faults};
-use kimi_linear::backend::{Device, Result, Ticket};
+use kimi_linear::backend::{CollectiveId, Collectives, Device, Result, Ticket};
 use kimi_linear::error::BackendError;
 
 pub struct FaultyMachine {
@@ -77,5 +77,21 @@ impl Machine for FaultyMachine {
 
     fn forget(&self, step: u64) {
         self.inner.forget(step);
+    }
+
+    fn collectives(&self) -> Collectives {
+        self.inner.collectives()
+    }
+
+    fn collective_id(&self) -> Result<CollectiveId> {
+        self.inner.collective_id()
+    }
+
+    fn join(&self, id: CollectiveId, rank: usize, ranks: usize) -> Result<()> {
+        self.inner.join(id, rank, ranks)
+    }
+
+    fn leave(&self) {
+        self.inner.leave();
     }
 }

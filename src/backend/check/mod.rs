@@ -18,11 +18,12 @@ use super::{
 };
 use crate::error::BackendError;
 
-/// Checks every operation of a program for steps of this capacity, and collects what they require of batches.
-pub(crate) fn program(program: &Program, capacity: &Capacity) -> Result<Demands> {
+/// Checks every operation of a program for steps of this capacity on a device that exchanges results with `ranks` devices, itself
+/// included, and collects what the operations require of batches.
+pub(crate) fn program(program: &Program, capacity: &Capacity, ranks: usize) -> Result<Demands> {
     let mut demands = Demands::default();
     for op in &program.expanded(|_| false).ops {
-        check(op, capacity)?;
+        check(op, capacity, ranks)?;
         match op {
             Op::Embed(op) => {
                 demands.vocabulary = Some(op.weight.rows);
@@ -43,7 +44,7 @@ pub(crate) fn program(program: &Program, capacity: &Capacity) -> Result<Demands>
 }
 
 /// Checks one operation that is not a block.
-fn check(op: &Op, capacity: &Capacity) -> Result<()> {
+fn check(op: &Op, capacity: &Capacity, ranks: usize) -> Result<()> {
     let name = Operation(op.name());
     // Any tensor may be summed or probed; blocks were expanded.
     if !matches!(op, Op::AllReduce(_) | Op::Probe(_) | Op::ProbePositions(_)) {
@@ -65,7 +66,7 @@ fn check(op: &Op, capacity: &Capacity) -> Result<()> {
         Op::ExpertsCombine(op) => op.check(name),
         Op::Swiglu(op) => op.check(name),
         Op::Add(op) => op.check(name),
-        Op::AllGather(op) => op.check(name),
+        Op::AllGather(op) => op.check(name, ranks),
         Op::Select(op) => op.check(name),
         Op::Sample(op) => op.check(name),
         Op::TraceKda(op) => op.check(name),
@@ -458,14 +459,14 @@ impl Add {
 }
 
 impl AllGather {
-    fn check(&self, op: Operation) -> Result<()> {
+    fn check(&self, op: Operation, ranks: usize) -> Result<()> {
         op.rows("the output", self.input.rows, self.output)?;
-        op.tensor(
-            "the output",
-            self.output,
-            self.input.width,
-            self.input.element,
-        )
+        // What is not divided among the ranks is copied.
+        let width = match self.output.width == self.input.width {
+            true => self.input.width,
+            false => ranks * self.input.width,
+        };
+        op.tensor("the output", self.output, width, self.input.element)
     }
 }
 

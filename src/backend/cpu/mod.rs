@@ -205,7 +205,7 @@ impl Backend for CpuBackend {
     }
 
     fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>> {
-        let demands = check::program(program, &capacity)?;
+        let demands = check::program(program, &capacity, 1)?;
         let mut step = step::CpuStep::new(Arc::clone(&self.memory), capacity, demands);
         let program = program.expanded(|_| false);
         self.memory().check(&program)?;

@@ -256,6 +256,10 @@ impl CudaStep {
     pub(super) fn encode_expert_rows(&mut self, op: ExpertRows) -> Result<()> {
         self.name("expert_rows");
         let results = self.tensor(op.output)?;
+        if self.shared.ranks() > 1 {
+            // The rows of all ranks are added: those of other ranks' experts are zeros here.
+            self.encode_zeros(&results, op.output.capacity, op.output.width);
+        }
         self.expert_results(op, &results, None)
     }
 

@@ -7,7 +7,7 @@ use crate::backend::{Random, Result};
 use crate::checkpoint::Format;
 
 /// Elements per block of `kernels/fill.cu`.
-const EACH: u64 = 256 * 16;
+pub(super) const EACH: u64 = 256 * 16;
 
 /// Fills a buffer: element `i` is number `i`. The kernel has run when this returns.
 pub(super) fn fill(

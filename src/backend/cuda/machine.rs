@@ -8,7 +8,8 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::backend::{Device, Result, Ticket};
+pub use super::collectives::Collective;
+use crate::backend::{CollectiveId, Collectives, Device, Result, Ticket};
 use crate::error::BackendError;
 
 /// Device memory in the form of the machine that allocated it. Dropping it frees the memory, after all work that was
@@ -340,6 +341,9 @@ pub enum Command {
         /// The destination, of the same length.
         to: Place,
     },
+    /// Exchanges results with the devices that this one has joined. It may wait for them, and on a device it is not at its end
+    /// before all of them have come to it.
+    Collective(Collective),
 }
 
 /// The step id of work that belongs to no step.
@@ -417,6 +421,38 @@ pub trait Machine: Send + Sync {
 
     /// Drops what it caches for a step.
     fn forget(&self, step: u64);
+
+    /// Whether it can run a [`Collective`] after it has joined other machines.
+    fn collectives(&self) -> Collectives {
+        Collectives::Never
+    }
+
+    /// A new id, under which machines join.
+    ///
+    /// # Errors
+    /// A machine that runs no collectives.
+    fn collective_id(&self) -> Result<CollectiveId> {
+        Err(no_collectives())
+    }
+
+    /// Joins `ranks` machines as number `rank`; returns when all of them have joined under this id.
+    ///
+    /// # Errors
+    /// A machine that runs no collectives, or cannot reach the others.
+    fn join(&self, _id: CollectiveId, _rank: usize, _ranks: usize) -> Result<()> {
+        Err(no_collectives())
+    }
+
+    /// Leaves the machines that it has joined: a collective that waits ends, with undefined results or an error, and later ones
+    /// are refused with [`Lost`](crate::error::BackendError::Lost). May be called while another thread submits.
+    fn leave(&self) {}
+}
+
+fn no_collectives() -> BackendError {
+    BackendError::Unsupported {
+        backend: "cuda",
+        what: "exchanges with other devices here".to_owned(),
+    }
 }
 
 /// The error for a buffer of another machine.

@@ -1,11 +1,12 @@
 //! The CUDA backend: every operation as a kernel of `kernels/`, dense products by cuBLASLt, on NVIDIA GPUs.
 //!
 //! bf16 weights and activations, by default a bf16 latent cache; f32 sums, states, gates, softmax and router. A [`Machine`]
-//! runs the kernels. A step becomes one list of commands per submission, of which the driver keeps a graph. It supports a
-//! single rank.
+//! runs the kernels. A step becomes one list of commands per submission, of which the driver keeps a graph. A device that has joined
+//! others exchanges results with them in this list.
 
 mod answers;
 mod attention;
+mod collectives;
 pub mod driver;
 mod experts;
 mod fill;
@@ -21,6 +22,7 @@ mod step;
 mod trace;
 mod weights;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::machine::{Machine, Place, Work};
@@ -28,9 +30,9 @@ use self::memory::Memory;
 use super::check;
 use super::gpu::later;
 use super::{
-    Backend, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord, Program,
-    Random, RandomWeight, Result, Rows, Slot, StateLayout, StatePool, StateRecord, Step, Tensor,
-    TensorValues, Ticket, Weight, WeightSource,
+    Backend, Block, Capacity, CollectiveId, Collectives, Device, Element, LatentLayout, LatentPool,
+    LatentRecord, Leave, Program, Random, RandomWeight, Result, Rows, Slot, StateLayout, StatePool,
+    StateRecord, Step, Tensor, TensorValues, Ticket, Weight, WeightSource,
 };
 use crate::checkpoint::Format;
 
@@ -38,9 +40,15 @@ use crate::checkpoint::Format;
 struct Shared {
     machine: Arc<dyn Machine>,
     memory: Mutex<Memory>,
+    /// The number of devices that exchange results, this one included.
+    ranks: AtomicUsize,
 }
 
 impl Shared {
+    fn ranks(&self) -> usize {
+        self.ranks.load(Ordering::Relaxed)
+    }
+
     fn memory(&self) -> MutexGuard<'_, Memory> {
         // Handles are added as a whole, so a panic elsewhere leaves the tables consistent.
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
@@ -84,7 +92,11 @@ impl CudaBackend {
     pub fn over(machine: Arc<dyn Machine>) -> Self {
         let memory = Mutex::new(Memory::new("cuda"));
         Self {
-            shared: Arc::new(Shared { machine, memory }),
+            shared: Arc::new(Shared {
+                machine,
+                memory,
+                ranks: AtomicUsize::new(1),
+            }),
         }
     }
 }
@@ -96,6 +108,11 @@ impl Backend for CudaBackend {
 
     fn is_asynchronous(&self) -> bool {
         true
+    }
+
+    fn recover(&mut self) -> Result<()> {
+        // A device that is lost does not come back, and says so.
+        self.shared.read(&[])?.wait().map(drop)
     }
 
     fn weight(&mut self, source: WeightSource) -> Result<Weight> {
@@ -238,12 +255,27 @@ impl Backend for CudaBackend {
     }
 
     fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>> {
-        let demands = check::program(program, &capacity)?;
+        let demands = check::program(program, &capacity, self.shared.ranks())?;
         let mut step = step::CudaStep::new(Arc::clone(&self.shared), capacity, demands)?;
         self.shared.memory().check(&program.expanded(|_| false))?;
         let program = program.joined().expanded(|op| step.takes(op));
         step.push_all(&program.ops)?;
         Ok(Box::new(step))
+    }
+
+    fn collectives(&mut self) -> Result<Collectives> {
+        Ok(self.shared.machine.collectives())
+    }
+
+    fn collective_id(&mut self) -> Result<CollectiveId> {
+        self.shared.machine.collective_id()
+    }
+
+    fn join(&mut self, id: CollectiveId, rank: usize, ranks: usize) -> Result<Leave> {
+        self.shared.machine.join(id, rank, ranks)?;
+        self.shared.ranks.store(ranks, Ordering::Relaxed);
+        let machine = Arc::clone(&self.shared.machine);
+        Ok(Arc::new(move || machine.leave()))
     }
 }
 

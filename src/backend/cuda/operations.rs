@@ -53,8 +53,7 @@ impl CudaStep {
             Op::ExpertsCombine(op) => self.encode_experts_combine(op),
             Op::Swiglu(op) => self.encode_swiglu(op),
             Op::Add(op) => self.encode_add(op),
-            // With one rank the tensor is already the sum.
-            Op::AllReduce(op) => self.tensor(op.target).map(drop),
+            Op::AllReduce(op) => self.encode_all_reduce(op),
             Op::AllGather(op) => self.encode_all_gather(op),
             Op::Select(op) => self.encode_select(op),
             Op::Sample(op) => self.encode_sample(op),

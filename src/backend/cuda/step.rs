@@ -1,6 +1,6 @@
 //! A step of the CUDA backend: launches are encoded without their grid sizes, which follow from each submission's batch.
 //!
-//! Operations are encoded in `operations`, `products`, `kda`, `attention`, `experts`, `trace` and `answers`.
+//! Operations are encoded in `operations`, `products`, `kda`, `attention`, `experts`, `collectives`, `trace` and `answers`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,9 +13,7 @@ use super::memory;
 use crate::backend::check::Demands;
 use crate::backend::gpu::answers::{Answer, Asked, Submission};
 use crate::backend::gpu::batch_metadata::{BatchMetadata, MOST_SPLITS, MetadataLayout};
-use crate::backend::{
-    AllGather, Batch, Capacity, Result, Rows, Step, StepOutput, Tensor, Ticket, Weight,
-};
+use crate::backend::{Batch, Capacity, Result, Rows, Step, StepOutput, Tensor, Ticket, Weight};
 
 /// Minimum number of positions that one block of a decode attends to; more are divided among several blocks.
 const SPAN: usize = 256;
@@ -325,18 +323,6 @@ impl CudaStep {
 impl Drop for CudaStep {
     fn drop(&mut self) {
         self.shared.machine.forget(self.id);
-    }
-}
-
-impl CudaStep {
-    pub(super) fn encode_all_gather(&mut self, op: AllGather) -> Result<()> {
-        self.name("all_gather");
-        let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
-        let bytes = memory::size(op.input.element) * op.input.width as u64;
-        self.copy(&input, &output, move |metadata| {
-            bytes * metadata.count(op.input.rows) as u64
-        });
-        Ok(())
     }
 }
 

@@ -1,7 +1,9 @@
 //! A program as the ranks of a group run it: programs for each rank, and exchanges between ranks where these end.
 //!
 //! A block's result is a sum over ranks if tensor parallelism divides its last matrix, so an exchange follows it. With expert
-//! parallelism the ranks exchange each expert's row, and every rank adds them in the router's order, like a single device.
+//! parallelism the ranks exchange each expert's row, and every rank adds them in the router's order, like a single device. Where
+//! devices exchange results by themselves, these are operations of the ranks' programs, which end only between stages; rows of
+//! experts are then a sum as well, of one rank's row and the others' zeros.
 
 use super::tables::{RankTables, Tables};
 use crate::backend::{
@@ -70,6 +72,18 @@ impl Item {
         Self::Op(Box::new(op.into()))
     }
 
+    /// Makes an exchange an operation of the ranks' programs.
+    fn put_on_devices(&mut self) {
+        let Self::Exchange(exchange) = *self else {
+            return;
+        };
+        *self = match exchange {
+            Exchange::Sum(op) => Self::of(op),
+            Exchange::Gather(op) => Self::of(op),
+            Exchange::Experts(ExpertExchange { rows, .. }) => Self::of(AllReduce { target: rows }),
+        };
+    }
+
     /// Tensors that it reads and writes.
     fn operands(&self) -> (Vec<Tensor>, Vec<Tensor>) {
         match self {
@@ -84,7 +98,8 @@ impl Item {
     }
 }
 
-/// Cuts a program into parts. `rows` is the tensor that takes the experts' rows, `[T, top_k * d]`, with expert parallelism.
+/// Cuts a program into parts. `rows` is the tensor that takes the experts' rows, `[T, top_k * d]`, with expert parallelism; with
+/// `on_devices` the ranks of a stage exchange results by themselves.
 ///
 /// # Errors
 /// Operations that a group does not run: traces of heads, and probes of what is divided among ranks.
@@ -92,9 +107,13 @@ pub(super) fn lower(
     program: &Program,
     degrees: &Parallelism,
     tables: &Tables,
+    on_devices: bool,
     rows: impl FnMut(&MoeBlock) -> Result<Tensor>,
 ) -> Result<Vec<Part>> {
-    let items = items(program, degrees, tables, rows)?;
+    let mut items = items(program, degrees, tables, rows)?;
+    if on_devices {
+        items.iter_mut().for_each(Item::put_on_devices);
+    }
     let stages = stages_of(&items, tables)?;
     let mut parts = Vec::new();
     let mut first = 0;
@@ -228,8 +247,7 @@ fn expert_parallel(block: &MoeBlock, rows: Tensor, divided: bool) -> Vec<Item> {
         Item::of(combine),
     ];
     // The shared experts, and their sum with the routed ones.
-    let rest = block.ops().into_iter().skip(2);
-    for op in rest.filter(|op| !matches!(op, Op::AllReduce(_))) {
+    for op in block.ops().into_iter().skip(2) {
         let shared = match &op {
             Op::MlpBlock(shared) => Some(shared.output),
             _ => None,

@@ -1,11 +1,12 @@
 //! Several devices as one backend: tensor, expert and pipeline parallelism.
 //!
 //! A [`Group`] has a backend for each rank. The model loads whole weights and builds one program; the group cuts the weights
-//! by their [`Place`](super::Place), gives every rank the same program over its own handles, and exchanges results between ranks through
-//! the host's memory. So any backend can be a rank, and every rank holds the same bits of what is not divided. States and
-//! latents are read and written whole, so that caches do not depend on the degrees.
+//! by their [`Place`](super::Place) and gives every rank the same program over its own handles. Ranks exchange results by themselves if
+//! their devices can ([`Backend::join`]), else through the host's memory, so that any backend can be a rank. Every rank holds the
+//! same bits of what is not divided. States and latents are read and written whole, so that caches do not depend on the degrees.
 
 pub(crate) mod divide;
+mod exchange;
 mod lower;
 mod step;
 mod tables;
@@ -17,9 +18,9 @@ pub use self::step::Traffic;
 use self::step::{GroupStep, On, Rank};
 use self::tables::{GroupPool, GroupTensor, GroupWeight, Tables};
 use super::{
-    Backend, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord, MoeBlock,
-    Op, Parallelism, Program, Random, RandomWeight, Result, Rows, Slot, StateLayout, StatePool,
-    StateRecord, Step, Tensor, TensorValues, Ticket, Weight, WeightSource, check,
+    Backend, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord, Leave,
+    MoeBlock, Op, Parallelism, Program, Random, RandomWeight, Result, Rows, Slot, StateLayout,
+    StatePool, StateRecord, Step, Tensor, TensorValues, Ticket, Weight, WeightSource, check,
 };
 use crate::config::ModelConfig;
 use crate::error::BackendError;
@@ -38,6 +39,8 @@ pub struct Group {
     /// The stage of each layer of a pool, and its index there: of KDA and of MLA layers.
     kda_layers: Vec<(usize, usize)>,
     mla_layers: Vec<(usize, usize)>,
+    /// What ends the part of each rank in their exchanges; `None` if results pass through the host's memory.
+    leaves: Option<Vec<Leave>>,
     tables: Tables,
     /// The tensors for rows of experts.
     expert_rows: Vec<Tensor>,
@@ -48,7 +51,8 @@ impl Group {
     /// A group of these devices, one for each rank: the ranks of the first pipeline stage, then those of the next.
     ///
     /// # Errors
-    /// Degrees that do not divide the model, another number of devices, or devices of different backends.
+    /// Degrees that do not divide the model, another number of devices, devices of different backends, or devices that exchange
+    /// results by themselves and do not reach each other.
     pub fn new(
         backends: Vec<Box<dyn Backend>>,
         degrees: Parallelism,
@@ -57,6 +61,8 @@ impl Group {
         degrees.check(config)?;
         let devices: Vec<&Device> = backends.iter().map(|backend| backend.device()).collect();
         let device = join_devices(&devices, degrees.ranks())?;
+        let ranks: Vec<Rank> = backends.into_iter().map(Rank::new).collect();
+        let leaves = exchange::join(&ranks, degrees.width())?;
         let stages = degrees.stages(config.layers.len());
         let places = |layers: Vec<usize>| {
             let mut counts = vec![0; stages.len()];
@@ -74,17 +80,24 @@ impl Group {
             kda_layers: places(config.kda_layers().collect()),
             mla_layers: places(config.mla_layers().collect()),
             stages,
-            ranks: backends.into_iter().map(Rank::new).collect(),
+            ranks,
+            leaves,
             tables: Tables::new(NAME),
             expert_rows: Vec::new(),
             traffic: Arc::default(),
         })
     }
 
-    /// What is sent between its devices and the host.
+    /// What is sent between its devices and the host; nothing between ranks of a stage that exchange results by themselves.
     #[must_use]
     pub fn traffic(&self) -> Arc<Traffic> {
         Arc::clone(&self.traffic)
+    }
+
+    /// Whether the ranks of a stage exchange results without the host.
+    #[must_use]
+    pub fn exchanges_on_devices(&self) -> bool {
+        self.leaves.is_some()
     }
 
     /// The stage that has a layer.
@@ -169,7 +182,13 @@ impl Group {
                 }
                 let first = steps.first().map(|step| step.operations());
                 names.extend(first.unwrap_or_default());
-                Ok(step::Part::Run { steps, draws })
+                let width = self.degrees.width();
+                let leaves = self.leaves.iter().flatten().skip(stage * width);
+                Ok(step::Part::Run {
+                    steps,
+                    leaves: leaves.take(width).cloned().collect(),
+                    draws,
+                })
             }
             Part::Exchange { stage, exchange } => {
                 names.push(exchange.name());
@@ -259,8 +278,12 @@ impl Backend for Group {
     }
 
     fn recover(&mut self) -> Result<()> {
+        // Those that are still there must not wait in exchanges of before, nor for ranks that are lost.
+        self.leaves.iter().flatten().for_each(|leave| leave());
         let mut ranks = self.ranks.iter();
-        ranks.try_for_each(|rank| rank.lock().recover())
+        ranks.try_for_each(|rank| rank.lock().recover())?;
+        self.leaves = exchange::join(&self.ranks, self.degrees.width())?;
+        Ok(())
     }
 
     fn weight(&mut self, source: WeightSource) -> Result<Weight> {
@@ -474,7 +497,7 @@ impl Backend for Group {
     }
 
     fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>> {
-        let demands = check::program(program, &capacity)?;
+        let demands = check::program(program, &capacity, 1)?;
         self.tables.check(&program.expanded(|_| false))?;
         let degrees = self.degrees;
         // The tensors must exist before the program is cut.
@@ -491,9 +514,9 @@ impl Backend for Group {
             backend: NAME,
             what: "experts without a tensor for their rows".to_owned(),
         };
-        let parts = lower(program, &degrees, &self.tables, |_| {
-            rows.next().ok_or_else(missing)
-        })?;
+        let rows = |_: &MoeBlock| rows.next().ok_or_else(missing);
+        let on_devices = self.leaves.is_some();
+        let parts = lower(program, &degrees, &self.tables, on_devices, rows)?;
         let mut names = Vec::new();
         let mut compiled = Vec::with_capacity(parts.len());
         for part in parts {

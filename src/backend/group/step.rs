@@ -1,13 +1,14 @@
-//! A step of a group: the ranks' steps, and between them exchanges through the host's memory.
+//! A step of a group: the ranks' steps, and between them what passes through the host's memory.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use super::exchange;
 use super::lower::Exchange;
 use crate::backend::check::Demands;
 use crate::backend::{
-    Backend, Batch, Capacity, Result, Rows, Step, StepOutput, Tensor, TensorValues, Ticket,
+    Backend, Batch, Capacity, Leave, Result, Rows, Step, StepOutput, Tensor, TensorValues, Ticket,
 };
 use crate::error::BackendError;
 
@@ -49,6 +50,8 @@ pub(super) enum Part {
     /// The steps of the ranks of a stage.
     Run {
         steps: Vec<Box<dyn Step>>,
+        /// What ends the ranks' parts in exchanges among themselves; empty without these.
+        leaves: Vec<Leave>,
         /// Whether tokens are drawn in it.
         draws: bool,
     },
@@ -136,9 +139,17 @@ impl Step for GroupStep {
         let mut output = StepOutput::default();
         for part in &mut self.parts {
             match part {
-                Part::Run { steps, draws } => {
+                Part::Run {
+                    steps,
+                    leaves,
+                    draws,
+                } => {
                     let batch = if *draws { batch } else { &undrawn };
-                    run(steps, batch, &mut output)?;
+                    if leaves.is_empty() {
+                        run(steps, batch, &mut output)?;
+                    } else {
+                        extend(&mut output, exchange::run(steps, leaves, batch)?);
+                    }
                 }
                 Part::Exchange {
                     exchange,
@@ -177,17 +188,21 @@ fn run(steps: &mut [Box<dyn Step>], batch: &Batch, output: &mut StepOutput) -> R
     let tickets = tickets.collect::<Result<Vec<_>>>()?;
     for (rank, ticket) in tickets.into_iter().rev().enumerate() {
         let found = ticket.wait()?;
-        if rank > 0 {
-            continue;
+        if rank == 0 {
+            extend(output, found);
         }
-        output.choices.extend(found.choices);
-        output.draws.extend(found.draws);
-        output.logits.extend(found.logits);
-        output.probes.extend(found.probes);
-        let times = found.milliseconds.into_iter();
-        times.for_each(|(name, time)| output.add_time(name, time));
     }
     Ok(())
+}
+
+/// Adds the results of a part.
+fn extend(output: &mut StepOutput, found: StepOutput) {
+    output.choices.extend(found.choices);
+    output.draws.extend(found.draws);
+    output.logits.extend(found.logits);
+    output.probes.extend(found.probes);
+    let times = found.milliseconds.into_iter();
+    times.for_each(|(name, time)| output.add_time(name, time));
 }
 
 /// Rows of a tensor that a batch has.

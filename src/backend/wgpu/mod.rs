@@ -378,7 +378,7 @@ impl Backend for WgpuBackend {
     }
 
     fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>> {
-        let demands = check::program(program, &capacity)?;
+        let demands = check::program(program, &capacity, 1)?;
         let mut step = step::WgpuStep::new(Arc::clone(&self.shared), capacity, demands)?;
         self.shared.memory().check(&program.expanded(|_| false))?;
         let program = program.joined().expanded(step::WgpuStep::takes);

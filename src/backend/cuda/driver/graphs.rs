@@ -62,6 +62,11 @@ impl<G> Graphs<G> {
         self.steps.remove(&step);
     }
 
+    /// Drops the graphs of all steps.
+    pub(super) fn forget_all(&mut self) {
+        self.steps.clear();
+    }
+
     /// Runs commands of a step: as a graph, if the same commands ran before in it.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ mod launch;
 mod loader;
 mod memory;
 mod modules;
+mod nccl;
 mod pinned;
 mod product;
 mod run;
@@ -28,10 +29,11 @@ use cudarc::{cublaslt, nvrtc};
 pub use self::loader::Found;
 use self::loader::Loader;
 use self::memory::{DeviceMemory, Freed};
+use self::nccl::Ranks;
 use self::pinned::{Pinned, Spare};
 use self::run::State;
 use super::machine::{Answers, Buffer, Machine, Memory, Work};
-use crate::backend::{Device, Result, Ticket};
+use crate::backend::{CollectiveId, Collectives, Device, Result, Ticket};
 use crate::config::Dtype;
 use crate::error::BackendError;
 
@@ -221,6 +223,8 @@ pub struct Driver {
     device: Device,
     // Before the stream, so that it is dropped first: modules, graphs and pinned memory belong to its context.
     state: Mutex<State>,
+    // After the state, whose graphs have kernels of NCCL.
+    ranks: Arc<Ranks>,
     spare: Arc<Spare>,
     freed: Freed,
     stream: Arc<CudaStream>,
@@ -254,10 +258,12 @@ impl Driver {
         // SAFETY: there is a single stream, whose order is sufficient, and memory is freed on it.
         unsafe { context.disable_event_tracking() };
         let stream = driver_call("a stream", context.new_stream())?;
-        let state = State::new(&stream, capability, version)?;
+        let ranks = Arc::new(Ranks::new());
+        let state = State::new(&stream, &ranks, capability, version)?;
         Ok(Self {
             device,
             state: Mutex::new(state),
+            ranks,
             spare: Arc::new(Spare::new(&context)),
             freed: Freed::default(),
             stream,
@@ -310,6 +316,27 @@ impl Machine for Driver {
     fn forget(&self, step: u64) {
         if let Ok(mut state) = self.state() {
             state.forget(step);
+        }
+    }
+
+    fn collectives(&self) -> Collectives {
+        nccl::collectives()
+    }
+
+    fn collective_id(&self) -> Result<CollectiveId> {
+        nccl::collective_id()
+    }
+
+    fn join(&self, id: CollectiveId, rank: usize, ranks: usize) -> Result<()> {
+        let _state = self.state()?;
+        self.ranks.join(&self.stream, id, [rank, ranks])
+    }
+
+    fn leave(&self) {
+        self.ranks.leave();
+        // NCCL frees a communicator when no graph has its kernels.
+        if let Ok(mut state) = self.state() {
+            state.forget_all();
         }
     }
 }

@@ -126,7 +126,7 @@ fn shape_of(product: &Product) -> Shape {
 fn product_of(command: &Command) -> Option<&Product> {
     match command {
         Command::Product(product) => Some(product),
-        Command::Launch(_) | Command::Copy { .. } => None,
+        Command::Launch(_) | Command::Copy { .. } | Command::Collective(_) => None,
     }
 }
 

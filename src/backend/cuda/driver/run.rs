@@ -12,6 +12,7 @@ use super::graphs::{Graphs, Runner};
 use super::launch::{early_launches_wanted, launch, with_early};
 use super::memory::{self, DeviceMemory};
 use super::modules::Functions;
+use super::nccl::Ranks;
 use super::product::Products;
 use super::{Pinned, Spare, driver_call};
 use crate::backend::cuda::machine::NO_STEP;
@@ -24,6 +25,7 @@ struct Queue {
     stream: Arc<CudaStream>,
     functions: Functions,
     products: Products,
+    ranks: Arc<Ranks>,
     /// Whether kernels may start before those in front of them have ended.
     early: bool,
 }
@@ -46,6 +48,7 @@ impl State {
     /// Loads every kernel and opens cuBLASLt, so that missing files are reported before a model is loaded.
     pub(super) fn new(
         stream: &Arc<CudaStream>,
+        ranks: &Arc<Ranks>,
         capability: (i32, i32),
         driver: i32,
     ) -> Result<Self> {
@@ -54,6 +57,7 @@ impl State {
             queue: Queue {
                 stream: Arc::clone(stream),
                 products: Products::new(stream)?,
+                ranks: Arc::clone(ranks),
                 functions: Functions::load(stream.context(), capability, driver)?,
                 early: early_launches_wanted(),
             },
@@ -62,6 +66,10 @@ impl State {
 
     pub(super) fn forget(&mut self, step: u64) {
         self.graphs.forget(step);
+    }
+
+    pub(super) fn forget_all(&mut self) {
+        self.graphs.forget_all();
     }
 
     pub(super) fn submit(&mut self, spare: &Arc<Spare>, work: &Work<'_>) -> Result<Pending> {
@@ -164,7 +172,8 @@ impl Runner for Queue {
     }
 
     fn launch(&mut self, graph: &CudaGraph) -> Result<()> {
-        driver_call("a graph", graph.launch())
+        let launch = || driver_call("a graph", graph.launch());
+        self.ranks.held(launch)
     }
 }
 
@@ -180,6 +189,7 @@ impl Queue {
             Command::Launch(launch) => self.kernel(launch, early),
             Command::Product(product) => self.products.run(&self.stream, product),
             Command::Copy { from, to } => memory::copy(&self.stream, from, to),
+            Command::Collective(collective) => self.ranks.run(collective),
         }
     }
 
