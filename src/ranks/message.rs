@@ -4,9 +4,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::{
-    Batch, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord, Parallelism,
-    Place, Program, Random, RandomWeight, Rows, Slot, StateLayout, StatePool, StateRecord,
-    StepOutput, Tensor, TensorValues, Weight,
+    Batch, Block, Capacity, CollectiveId, Collectives, Device, Element, LatentLayout, LatentPool,
+    LatentRecord, Parallelism, Place, Program, Random, RandomWeight, Rows, Slot, StateLayout,
+    StatePool, StateRecord, StepOutput, Tensor, TensorValues, Weight,
 };
 use crate::config::Dtype;
 use crate::error::{BackendError, Scope};
@@ -38,7 +38,8 @@ impl From<&Device> for RankDevice {
 impl RankDevice {
     /// The device of a rank on node `node`. Devices of several nodes have different numbers.
     pub(super) fn device(self, node: usize) -> Device {
-        let known = ["cpu", "wgpu", "cuda", "dry"];
+        // The last is the tests' machine in a GPU's place.
+        let known = ["cpu", "wgpu", "cuda", "dry", "cuda-emulated"];
         let backend = known.into_iter().find(|name| *name == self.backend);
         Device {
             backend: backend.unwrap_or("remote"),
@@ -91,6 +92,13 @@ pub(super) enum Request {
     Submit(u64, Batch),
     /// Drops a step.
     Drop(u64),
+    /// Fails if the rank's device is lost.
+    Recover,
+    Collectives,
+    CollectiveId,
+    Join(CollectiveId, usize, usize),
+    /// Ends the rank's part in exchanges with others; not queued behind its other calls, which may wait for them.
+    Leave,
 }
 
 /// The result of a request.
@@ -108,6 +116,8 @@ pub(super) enum Reply {
     /// The names of a step's operations.
     Operations(Vec<String>),
     Output(StepOutput),
+    Collectives(Collectives),
+    CollectiveId(CollectiveId),
     Failed(Failure),
 }
 

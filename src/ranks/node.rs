@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use super::message::{Call, Failure, RankDevice, Reply, Request, decode, encode};
-use crate::backend::{Backend, Result, Step, divided_weight};
+use crate::backend::{Backend, Device, Leave, Place, Result, Step, WeightSource, divided_weight};
 use crate::checkpoint::Checkpoint;
 use crate::error::{BackendError, Error, TransferError};
 use crate::model::weight_source;
@@ -32,10 +34,26 @@ pub struct Node<'a> {
     pub open: &'a mut dyn FnMut() -> Result<Vec<Box<dyn Backend>>>,
 }
 
-/// A rank with its steps.
-struct Local {
+/// A rank with its steps, on a thread of its own: ranks may wait for each other.
+struct Local<'a> {
     backend: Box<dyn Backend>,
     steps: HashMap<u64, Box<dyn Step>>,
+    checkpoint: &'a Checkpoint,
+    leave: &'a Leaving,
+}
+
+/// What ends a rank's part in exchanges with others, once it has joined them.
+type Leaving = Mutex<Option<Leave>>;
+
+fn leave(leaving: &Leaving) {
+    let leave = leaving.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(leave) = &*leave {
+        leave();
+    }
+}
+
+fn keep(leaving: &Leaving, leave: Leave) {
+    *leaving.lock().unwrap_or_else(PoisonError::into_inner) = Some(leave);
 }
 
 impl Node<'_> {
@@ -101,34 +119,91 @@ impl Node<'_> {
         peer: &Peer,
         calls: &Receiver<(u32, bytes::Bytes)>,
     ) -> std::result::Result<String, Error> {
-        let opened = (self.open)()?.into_iter();
-        let mut ranks: Vec<Local> = opened
-            .map(|backend| Local {
-                backend,
-                steps: HashMap::new(),
-            })
-            .collect();
-        while let Ok((number, bytes)) = calls.recv() {
-            let reply = decode::<Call>(&bytes).and_then(|call| self.answer(&mut ranks, call));
-            let reply = reply.unwrap_or_else(|error| Reply::Failed(Failure::from(&error)));
-            peer.answer(number, encode(&reply)?);
-        }
+        let opened = (self.open)()?;
+        let devices: Vec<Device> = opened.iter().map(|rank| rank.device().clone()).collect();
+        let leaving: Vec<Leaving> = opened.iter().map(|_| Mutex::default()).collect();
+        thread::scope(|scope| {
+            let mut ranks = Vec::with_capacity(opened.len());
+            for (backend, leave) in opened.into_iter().zip(&leaving) {
+                let (sender, requests) = channel();
+                let local = Local {
+                    backend,
+                    steps: HashMap::new(),
+                    checkpoint: self.checkpoint,
+                    leave,
+                };
+                scope.spawn(move || local.run(peer, &requests));
+                ranks.push(sender);
+            }
+            while let Ok((number, bytes)) = calls.recv() {
+                let call = decode::<Call>(&bytes);
+                match call.and_then(|call| forward(number, call, &devices, &ranks, &leaving)) {
+                    Ok(None) => {}
+                    Ok(Some(reply)) => answer(peer, number, Ok(reply)),
+                    Err(error) => answer(peer, number, Err(error)),
+                }
+            }
+            // Ranks that wait for others wait in vain.
+            leaving.iter().for_each(leave);
+        });
         Ok(peer.ended().unwrap_or_default())
     }
+}
 
-    fn answer(&self, ranks: &mut [Local], call: Call) -> Result<Reply> {
-        if let Request::Devices = call.request {
-            let devices = ranks
-                .iter()
-                .map(|rank| RankDevice::from(rank.backend.device()));
-            return Ok(Reply::Devices(devices.collect()));
+/// Answers a call that is not a rank's own, or passes it to the rank's thread.
+fn forward(
+    number: u32,
+    call: Call,
+    devices: &[Device],
+    ranks: &[Sender<(u32, Request)>],
+    leaving: &[Leaving],
+) -> Result<Option<Reply>> {
+    if let Request::Devices = call.request {
+        let devices = devices.iter().map(RankDevice::from);
+        return Ok(Some(Reply::Devices(devices.collect())));
+    }
+    let missing = || unknown("rank", call.rank as u64, &format!("{} ranks", ranks.len()));
+    if let Request::Leave = call.request {
+        leave(leaving.get(call.rank).ok_or_else(missing)?);
+        return Ok(Some(Reply::Done));
+    }
+    let rank = ranks.get(call.rank).ok_or_else(missing)?;
+    let sent = rank.send((number, call.request));
+    sent.map(|()| None).map_err(|_| missing())
+}
+
+/// Answers a call.
+fn answer(peer: &Peer, number: u32, reply: Result<Reply>) {
+    let failed = |error: &BackendError| Reply::Failed(Failure::from(error));
+    let reply = reply.unwrap_or_else(|error| failed(&error));
+    let bytes = encode(&reply).or_else(|error| encode(&failed(&error)));
+    if let Ok(bytes) = bytes {
+        peer.answer(number, bytes);
+    }
+}
+
+impl Local<'_> {
+    /// Answers this rank's calls, one after the other.
+    fn run(mut self, peer: &Peer, requests: &Receiver<(u32, Request)>) {
+        while let Ok((number, request)) = requests.recv() {
+            answer(peer, number, self.answer(request));
         }
-        let count = ranks.len();
-        let Some(Local { backend, steps }) = ranks.get_mut(call.rank) else {
-            return Err(unknown("rank", call.rank as u64, &format!("{count} ranks")));
-        };
-        Ok(match call.request {
-            Request::Devices => Reply::Done,
+    }
+
+    fn answer(&mut self, request: Request) -> Result<Reply> {
+        let Self { backend, steps, .. } = self;
+        Ok(match request {
+            Request::Devices | Request::Leave => Reply::Done,
+            Request::Recover => {
+                backend.recover()?;
+                Reply::Done
+            }
+            Request::Collectives => Reply::Collectives(backend.collectives()?),
+            Request::CollectiveId => Reply::CollectiveId(backend.collective_id()?),
+            Request::Join(id, rank, ranks) => {
+                keep(self.leave, backend.join(id, rank, ranks)?);
+                Reply::Done
+            }
             Request::Weight {
                 tensors,
                 stack,
@@ -136,12 +211,7 @@ impl Node<'_> {
                 degrees,
                 rank,
             } => {
-                let source = weight_source(self.checkpoint, &tensors, stack, place);
-                let source = source.map_err(|error| BackendError::Driver {
-                    backend: "remote",
-                    what: format!("to load {}", tensors.first().map_or("", |name| name)),
-                    reason: error.to_string(),
-                })?;
+                let source = source(self.checkpoint, &tensors, stack, place)?;
                 Reply::Weight(backend.weight(divided_weight(&source, &degrees, rank)?)?)
             }
             Request::RandomWeight(weight) => Reply::Weight(backend.random_weight(weight)?),
@@ -199,6 +269,21 @@ impl Node<'_> {
             }
         })
     }
+}
+
+/// The weight that these tensors of the checkpoint make up.
+fn source(
+    checkpoint: &Checkpoint,
+    tensors: &[String],
+    stack: usize,
+    place: Place,
+) -> Result<WeightSource> {
+    let source = weight_source(checkpoint, tensors, stack, place);
+    source.map_err(|error| BackendError::Driver {
+        backend: "remote",
+        what: format!("to load {}", tensors.first().map_or("", |name| name)),
+        reason: error.to_string(),
+    })
 }
 
 fn step(steps: &mut HashMap<u64, Box<dyn Step>>, number: u64) -> Result<&mut Box<dyn Step>> {

@@ -7,9 +7,10 @@ use tokio::runtime::Runtime;
 use super::message::{Call, Reply, Request, encode};
 use super::nodes::{Connections, reply, unexpected};
 use crate::backend::{
-    Backend, Batch, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord, Op,
-    Parallelism, Program, Random, RandomWeight, Result, Rows, Slot, StateLayout, StatePool,
-    StateRecord, Step, StepOutput, Tensor, TensorValues, Ticket, Weight, WeightSource,
+    Backend, Batch, Block, Capacity, CollectiveId, Collectives, Device, Element, LatentLayout,
+    LatentPool, LatentRecord, Leave, Op, Parallelism, Program, Random, RandomWeight, Result, Rows,
+    Slot, StateLayout, StatePool, StateRecord, Step, StepOutput, Tensor, TensorValues, Ticket,
+    Weight, WeightSource,
 };
 use crate::error::BackendError;
 use crate::transfer::peers::Peer;
@@ -119,7 +120,7 @@ impl Backend for RemoteRank {
             // Those of the connection that ended have failed with it.
             self.writes = Writes::default();
         }
-        Ok(())
+        self.done(Request::Recover)
     }
 
     fn weight(&mut self, source: WeightSource) -> Result<Weight> {
@@ -234,6 +235,23 @@ impl Backend for RemoteRank {
             number,
             writes: self.writes.clone(),
             names: operations.iter().map(known).collect(),
+        }))
+    }
+
+    fn collectives(&mut self) -> Result<Collectives> {
+        answered!(self.call(Request::Collectives)?.wait(), Collectives)
+    }
+
+    fn collective_id(&mut self) -> Result<CollectiveId> {
+        answered!(self.call(Request::CollectiveId)?.wait(), CollectiveId)
+    }
+
+    fn join(&mut self, id: CollectiveId, rank: usize, ranks: usize) -> Result<Leave> {
+        self.done(Request::Join(id, rank, ranks))?;
+        let (runtime, peer, rank) = (Arc::clone(&self.runtime), Arc::clone(&self.peer), self.rank);
+        Ok(Arc::new(move || {
+            let _running = &runtime;
+            drop(call(&peer, rank, Request::Leave));
         }))
     }
 }
