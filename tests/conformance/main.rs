@@ -27,6 +27,8 @@ mod emulated;
 mod halves;
 mod mutants;
 mod planted;
+#[cfg(feature = "cuda")]
+mod ranks;
 mod reference;
 #[path = "../common/rounded.rs"]
 mod rounded;
@@ -64,6 +66,8 @@ fn main() {
     }
     #[cfg(feature = "cuda")]
     trials.push(vectors::kernels());
+    #[cfg(feature = "cuda")]
+    trials.extend(ranks::trials());
     trials.extend(documents::trials());
     trials.extend(halves::trials(|| Box::new(CpuBackend::new())));
     trials.extend(mutants::trials(|| Box::new(CpuBackend::new())));

@@ -22,7 +22,7 @@ const TRIALS: [(&str, usize); 7] = [
     ("cpu", 695),
     ("wgpu", 695),
     ("wgpu-plain", 695),
-    ("cuda-emulated", 695),
+    ("cuda-emulated", 705),
 ];
 
 /// The reason why this backend may skip this case, if it may.

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use crate::engine_harness::common::reference;
 use crate::engine_harness::{BLOCK, OPTIONS, Outcome, answer, limits, request, tokens};
 use crate::faulty_machine::FaultyMachine;
+use crate::group::degrees;
 use kimi_linear::backend::cuda::CudaBackend;
 use kimi_linear::backend::wgpu::{Fault, Faults, WgpuBackend};
-use kimi_linear::backend::{Backend, block_on};
+use kimi_linear::backend::{Backend, Group, block_on};
 use kimi_linear::checkpoint::Checkpoint;
 use kimi_linear::config::ModelConfig;
 use kimi_linear::engine::{Engine, EngineOptions, Event, Request, RequestId};
@@ -25,6 +26,8 @@ const FAULTS: [Fault; 3] = [Fault::Refused, Fault::OutOfMemory, Fault::Lost];
 enum Kind {
     Wgpu,
     Cuda,
+    /// The second of two emulated GPUs that exchange results by themselves.
+    SecondOfTwo,
 }
 
 /// A backend, and the calls of its device.
@@ -41,6 +44,19 @@ fn open(kind: Kind) -> (Box<dyn Backend>, Arc<Faults>) {
             let faults = Arc::<Faults>::default();
             let machine = FaultyMachine::new(crate::emulated::machine(&[Order::Forward]), &faults);
             (Box::new(CudaBackend::over(Arc::new(machine))), faults)
+        }
+        Kind::SecondOfTwo => {
+            let faults = Arc::<Faults>::default();
+            let machine = |index| crate::emulated::machine_at(index, &[Order::Forward]);
+            let second = FaultyMachine::new(machine(1), &faults);
+            let ranks: [Box<dyn Backend>; 2] = [
+                Box::new(CudaBackend::over(machine(0))),
+                Box::new(CudaBackend::over(Arc::new(second))),
+            ];
+            let config = ModelConfig::from_file(&reference("tiny-a").join("config.json")).unwrap();
+            let group = Group::new(ranks.into(), degrees([2, 1, 1]), &config).unwrap();
+            assert!(group.exchanges_on_devices());
+            (Box::new(group), faults)
         }
     }
 }
@@ -78,11 +94,18 @@ fn shared() -> Vec<Request> {
     vec![request(common, 2), request(longer, 2)]
 }
 
-/// Whether this is the error of such a fault, with its scope.
-fn is_planted(error: &Error, fault: Fault) -> bool {
+/// Whether this is the error of such a fault, with its scope. In a step of ranks that wait for each other every error loses them
+/// all; they join again afterwards.
+fn is_planted(kind: Kind, error: &Error, fault: Fault) -> bool {
     let Error::Backend(error) = error else {
         return false;
     };
+    if let (Kind::SecondOfTwo, BackendError::Lost { reason, .. }) = (kind, error) {
+        return reason.contains(match fault {
+            Fault::Refused | Fault::Lost => "a test injected",
+            Fault::OutOfMemory => "not enough memory",
+        });
+    }
     match fault {
         Fault::Refused => {
             matches!(error, BackendError::Driver { reason, .. } if reason.contains("a test injected"))
@@ -145,7 +168,10 @@ fn each_call_of_a_load_fails(kind: Kind) {
         let (backend, faults) = open(kind);
         faults.set(Some((at, fault)));
         let error = load(backend).map(drop).expect_err("a load that fails");
-        assert!(is_planted(&error, fault), "call {at} of {calls}: {error}");
+        assert!(
+            is_planted(kind, &error, fault),
+            "call {at} of {calls}: {error}"
+        );
     }
 }
 
@@ -169,7 +195,7 @@ fn each_call_of_requests_fails(kind: Kind, requests: fn() -> Vec<Request>, warm:
         let over = faults.calls() <= at;
         faults.set(None);
         assert_eq!(errors.len(), usize::from(!over), "{what}: {errors:?}");
-        let planted = errors.iter().all(|error| is_planted(error, fault));
+        let planted = errors.iter().all(|error| is_planted(kind, error, fault));
         assert!(planted, "{what}: {errors:?}");
         assert_eq!(next(&mut engine).said(), sound.said(), "{what}");
         nothing_held(&mut engine, &what);
@@ -197,7 +223,7 @@ fn the_device_is_lost(kind: Kind, places: usize) {
         let errors = run(&mut engine, shared(), &what);
         assert!(!errors.is_empty(), "{what}: nobody was told");
         for error in &errors {
-            assert!(is_planted(error, Fault::Lost), "{what}: {error}");
+            assert!(is_planted(kind, error, Fault::Lost), "{what}: {error}");
         }
         let error = next(&mut engine).error.expect("a device that was lost");
         assert!(error.contains("device was lost"), "{what}: {error}");
@@ -216,6 +242,11 @@ fn each_call_of_a_load_fails_in_turn_on_cuda() {
 }
 
 #[test]
+fn each_call_of_a_load_fails_in_turn_on_a_rank() {
+    each_call_of_a_load_fails(Kind::SecondOfTwo);
+}
+
+#[test]
 fn each_call_of_requests_fails_in_turn_on_wgpu() {
     each_call_of_requests_fails(Kind::Wgpu, shared, true);
 }
@@ -223,6 +254,11 @@ fn each_call_of_requests_fails_in_turn_on_wgpu() {
 #[test]
 fn each_call_of_requests_fails_in_turn_on_cuda() {
     each_call_of_requests_fails(Kind::Cuda, shared, false);
+}
+
+#[test]
+fn each_call_of_requests_fails_in_turn_on_a_rank() {
+    each_call_of_requests_fails(Kind::SecondOfTwo, short, false);
 }
 
 #[test]
@@ -238,4 +274,10 @@ fn a_wgpu_device_is_lost_at_many_calls() {
 #[test]
 fn a_cuda_device_is_lost_at_many_calls() {
     the_device_is_lost(Kind::Cuda, 12);
+}
+
+/// The other rank does not wait for it.
+#[test]
+fn a_rank_is_lost_at_many_calls() {
+    the_device_is_lost(Kind::SecondOfTwo, 12);
 }

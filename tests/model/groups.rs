@@ -47,7 +47,7 @@ fn load(backend: Box<dyn Backend>) -> Model {
 }
 
 /// Logits of the prompt in segments of at most `segment` tokens, and the greedy tokens after it.
-fn run(model: &mut Model, prompt: &[u32], segment: usize) -> (Vec<f32>, Vec<u32>) {
+pub fn run(model: &mut Model, prompt: &[u32], segment: usize) -> (Vec<f32>, Vec<u32>) {
     let options = StepOptions {
         candidates: 1,
         keep_rows: true,

@@ -27,6 +27,8 @@ mod rounded;
 mod wrapped;
 
 mod cache_dtype;
+#[cfg(feature = "cuda")]
+mod exchange;
 mod golden;
 mod groups;
 mod harness;

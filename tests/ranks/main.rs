@@ -11,6 +11,9 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[cfg(feature = "cuda")]
+#[path = "../common/emulated.rs"]
+mod emulated;
 #[path = "../common/group.rs"]
 mod group;
 #[path = "../model/harness.rs"]
@@ -71,6 +74,9 @@ fn identity_of(name: &str, of: [usize; 3], nodes: usize) -> Identity {
     identity(&config, &checkpoint, degrees(of), nodes).unwrap()
 }
 
+/// Opens a device for a rank.
+type Open = fn(usize) -> Box<dyn Backend>;
+
 /// A node in a thread, which ends when it is dropped and its connection ends.
 struct Running {
     stop: Arc<AtomicBool>,
@@ -93,7 +99,17 @@ impl Running {
 
     fn start_with(
         name: &'static str,
+        place: (String, usize, usize),
+        identity: Identity,
+        options: TransferOptions,
+    ) -> Self {
+        Self::start_on(name, place, |_| cpu(), identity, options)
+    }
+
+    fn start_on(
+        name: &'static str,
         (address, number, ranks): (String, usize, usize),
+        open: Open,
         identity: Identity,
         options: TransferOptions,
     ) -> Self {
@@ -108,7 +124,7 @@ impl Running {
                 identity,
                 options,
                 checkpoint: &checkpoint,
-                open: &mut || Ok((0..ranks).map(|_| cpu()).collect()),
+                open: &mut || Ok((0..ranks).map(open).collect()),
             };
             node.serve(&mut |event| {
                 let _ = sender.send(event.to_owned());
@@ -137,17 +153,22 @@ fn listen(same: &Identity, nodes: usize) -> Nodes {
 
 /// Joins rank 0's own ranks and the nodes' to a group.
 fn gather(nodes: Nodes, of: [usize; 3], count: usize) -> Box<dyn Backend> {
+    Box::new(gather_on(nodes, of, count, |_| cpu()))
+}
+
+/// The same on other devices.
+fn gather_on(nodes: Nodes, of: [usize; 3], count: usize, open: Open) -> Group {
     let (config, _) = opened(MODEL);
     let degrees = degrees(of);
     let each = degrees.ranks() / count;
-    let mut ranks: Vec<Box<dyn Backend>> = (0..each).map(|_| cpu()).collect();
+    let mut ranks: Vec<Box<dyn Backend>> = (0..each).map(open).collect();
     let remote = nodes.gather(each, degrees, &mut |_| {}).unwrap();
     ranks.extend(
         remote
             .into_iter()
             .map(|rank| Box::new(rank) as Box<dyn Backend>),
     );
-    Box::new(Group::new(ranks, degrees, &config).unwrap())
+    Group::new(ranks, degrees, &config).unwrap()
 }
 
 fn load(backend: Box<dyn Backend>) -> Model {
@@ -219,6 +240,51 @@ fn recover(model: &mut Model) {
         assert!(matches!(error, BackendError::Lost { .. }), "{error}");
         assert!(began.elapsed() < Duration::from_secs(60), "{error}");
         thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Devices of several nodes join each other and exchange results by themselves, several of one node too. When a node is lost nobody
+/// waits for it, and when it is back they join again.
+#[cfg(feature = "cuda")]
+#[test]
+fn devices_of_several_nodes_exchange_results() {
+    fn open(index: usize) -> Box<dyn Backend> {
+        emulated::open_at(index, &emulated::ORDERS[..1])
+    }
+
+    for of in [[2, 1, 1], [4, 4, 1], [2, 1, 2]] {
+        let load = |group: Box<dyn Backend>| {
+            let limits = harness::limits(32, BLOCKS, group.device().cache);
+            harness::load(MODEL, group, limits)
+        };
+        let alike = || emulated::open(&emulated::ORDERS[..1]);
+        let expected = run(&mut load(group::group(MODEL, of, alike))).unwrap();
+        let same = identity_of(MODEL, of, 2);
+        let nodes = listen(&same, 2);
+        let proxy = Proxy::start(nodes.address());
+        let place = (proxy.address(), 1, degrees(of).ranks() / 2);
+        let node = Running::start_on(MODEL, place, open, same, options(SECRET));
+        let group = gather_on(nodes, of, 2, open);
+        assert!(group.exchanges_on_devices(), "{of:?}");
+        let mut model = load(Box::new(group));
+        assert!(run(&mut model).unwrap() == expected, "{of:?}: other bits");
+        // Compiled before: this process's ranks wait for those of the node, which do not come.
+        let mut step = model.step(model.limits().step, OPTIONS).unwrap();
+        proxy.cut();
+        let submitted = step.submit(&harness::batch(&[1, 2, 3], 0, BLOCKS));
+        let error = submitted.and_then(|ticket| ticket.wait()).unwrap_err();
+        assert!(
+            matches!(error, BackendError::Lost { .. }),
+            "{of:?}: {error}"
+        );
+        drop(step);
+        recover(&mut model);
+        assert!(
+            run(&mut model).unwrap() == expected,
+            "{of:?}: after it came back"
+        );
+        drop(model);
+        node.end().unwrap();
     }
 }
 
