@@ -16,7 +16,8 @@ use super::options::DeviceOptions;
 #[derive(Args, Clone, Copy)]
 pub(crate) struct ParallelOptions {
     /// Number of devices that divide heads, hidden units and vocabulary, with the devices' numbers from 0, or as --device lists
-    /// them (`--device 0,2`; one named twice takes two parts). Results pass through the host's memory.
+    /// them (`--device 0,2`; one named twice takes two parts). NVIDIA's GPUs exchange results with NCCL if it is installed; else results
+    /// pass through the host's memory.
     #[arg(long, visible_alias = "tp", value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     tensor_parallel_size: usize,
     /// Keep the routed experts whole: each of the --tensor-parallel-size devices has some of them, not a part of each.

@@ -91,7 +91,7 @@ impl Divided {
         }
         writeln!(
             out,
-            "  sent between devices and host: {} per token, {} per row of logits",
+            "  sent between devices and host (without NCCL): {} per token, {} per row of logits",
             bytes(self.footprint.sent_per_token),
             bytes(self.footprint.sent_per_output)
         )?;
