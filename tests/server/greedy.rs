@@ -157,6 +157,7 @@ async fn answers_are_those_of_generate() {
             scored: 64,
             checkpoints: 2,
             blocks: Some(44),
+            speculative: 0,
         },
         engine: EngineOptions {
             host_bytes: 1 << 20,
