@@ -183,12 +183,6 @@ impl Engine {
         self.preemptions
     }
 
-    /// Numbers of proposals so far.
-    #[must_use]
-    pub fn speculated(&self) -> Speculated {
-        self.speculated
-    }
-
     /// Checks a request before any of it is stored.
     pub(super) fn check(&self, id: RequestId, request: &Request) -> Result<(), EngineError> {
         request.check(self.model.config())?;
@@ -292,7 +286,8 @@ impl Engine {
     }
 
     /// One step: a batch of whatever can run, or tokens that the last one verified. Returns whether work is left that can be
-    /// done. An error ends the requests that it concerns, each with an event: those of a refused step, or all of them if the device is lost.
+    /// done. An error ends the requests that it concerns, each with an event: those of a refused step, or all of them if the
+    /// device is lost.
     pub async fn step(&mut self) -> bool {
         self.drop_cancelled();
         self.stalled = false;

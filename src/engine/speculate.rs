@@ -50,6 +50,12 @@ struct Room {
 }
 
 impl Engine {
+    /// Numbers of proposals so far.
+    #[must_use]
+    pub fn speculated(&self) -> Speculated {
+        self.speculated
+    }
+
     /// Whether tokens are proposed for a sequence: it must be known how each is drawn before the tokens before it are.
     pub(super) fn speculates(&self, sequence: &Sequence) -> bool {
         self.options.prompt_lookup.is_some()
