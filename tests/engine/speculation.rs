@@ -277,7 +277,8 @@ fn requests_whose_draws_depend_on_tokens_before_do_not_speculate() {
 /// What ends an answer may come from outside, at any token of a run that was verified.
 #[test]
 fn an_answer_that_is_stopped_or_cancelled_has_the_tokens_that_came() {
-    let ends: [(fn(&mut Engine), FinishReason); 2] = [
+    type End = fn(&mut Engine);
+    let ends: [(End, FinishReason); 2] = [
         (|engine| engine.stop(RequestId(1), 0), FinishReason::Stop),
         (
             |engine| engine.cancel(RequestId(1)),
