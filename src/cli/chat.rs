@@ -30,6 +30,7 @@ use super::options::{
 };
 use super::parallel::ParallelOptions;
 use super::progress::Progress;
+use super::speculative::SpeculativeOptions;
 use super::{counted, failure, sentence};
 
 /// What the demo model can answer, printed when a chat with it starts.
@@ -53,6 +54,8 @@ pub(crate) struct Arguments {
     parallel: ParallelOptions,
     #[command(flatten)]
     cache: CacheOptions,
+    #[command(flatten)]
+    speculative: SpeculativeOptions,
     /// System prompt.
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
@@ -79,9 +82,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let longest = files.config.model_max_length;
     let context = arguments.context.unwrap_or(CONTEXT).min(longest);
     let options = LlmOptions {
-        sizes: EngineSizes::one(context),
+        sizes: EngineSizes {
+            speculative: arguments.speculative.tokens(),
+            ..EngineSizes::one(context)
+        },
         cache: arguments.cache.named(),
-        engine: EngineOptions::default(),
+        engine: EngineOptions {
+            prompt_lookup: arguments.speculative.lookup(),
+            ..EngineOptions::default()
+        },
     };
     let backend = arguments
         .parallel

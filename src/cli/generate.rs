@@ -24,6 +24,7 @@ use super::options::{
 };
 use super::parallel::ParallelOptions;
 use super::progress::Progress;
+use super::speculative::SpeculativeOptions;
 use super::{counted, failure};
 
 /// Options of `generate`.
@@ -41,6 +42,8 @@ pub(crate) struct Arguments {
     nodes: NodeOptions,
     #[command(flatten)]
     cache: CacheOptions,
+    #[command(flatten)]
+    speculative: SpeculativeOptions,
     #[command(flatten)]
     prompt: Prompt,
     /// Apply the chat template to the prompt, as a user message.
@@ -282,10 +285,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         sizes: EngineSizes {
             prefill_chunk: prompt.len().min(engine::PREFILL_CHUNK),
             checkpoints: 0,
+            speculative: arguments.speculative.tokens(),
             ..EngineSizes::one(context.min(files.config.model_max_length))
         },
         cache: arguments.cache.named(),
-        engine: EngineOptions::default(),
+        engine: EngineOptions {
+            prompt_lookup: arguments.speculative.lookup(),
+            ..EngineOptions::default()
+        },
     };
     let backend =
         arguments

@@ -24,6 +24,7 @@ mod quantize;
 mod score;
 #[cfg(feature = "server")]
 mod serve;
+mod speculative;
 mod tokenize;
 mod verify;
 mod whole_file;

@@ -260,6 +260,7 @@ fn open(arguments: &Arguments, transfers: Option<KvTransfer>, opener: &Opener) -
             host_bytes: arguments.caching.host_bytes(left),
             queue: arguments.engine.max_queue,
             async_scheduling: !arguments.engine.no_async_scheduling,
+            prompt_lookup: arguments.engine.speculative.lookup(),
             ..EngineOptions::default()
         },
     };
@@ -302,6 +303,7 @@ fn planner(
         prefill_chunk: engine.prefill_chunk()?,
         checkpoints: arguments.caching.checkpoints(engine.max_num_seqs),
         blocks: engine.num_gpu_blocks_override,
+        speculative: engine.speculative.tokens(),
         memory: device.memory_bytes.map(|bytes| engine.part(bytes)),
         weights: parallel::heaviest(config, engine.parallel.degrees(), weights)?,
         degrees: engine.parallel.degrees(),

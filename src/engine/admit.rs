@@ -168,10 +168,12 @@ impl Engine {
         suspended.or_else(|error| self.refuse(vec![id], error))
     }
 
-    /// Makes sure that the sequence at `index` has a block for its next token. Returns whether it still runs.
+    /// Makes sure that the sequence at `index` has blocks for its known tokens. Returns whether it still runs.
     pub(super) async fn grow(&mut self, index: usize) -> Result<Grown, Error> {
         let block_tokens = self.model.limits().block_tokens;
-        let needed = (self.running[index].position + 1).div_ceil(block_tokens);
+        let sequence = &self.running[index];
+        let known = sequence.tokens.len().max(sequence.position + 1);
+        let needed = known.div_ceil(block_tokens);
         let has = self.running[index]
             .allocation
             .as_ref()

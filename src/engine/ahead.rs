@@ -72,6 +72,7 @@ impl Engine {
             };
             let sequence = &self.running[index];
             if !sequence.single
+                || self.speculates(sequence)
                 || !sequence.decodes()
                 || sequence.alone()
                 || !sequence.sampler.is_independent()
@@ -112,7 +113,11 @@ impl Engine {
 
     /// Makes sure that a sequence has a spare slot, and blocks for `tokens` tokens. Returns whether it has: no other sequence
     /// is preempted for it.
-    async fn reserve_ahead(&mut self, index: usize, tokens: usize) -> Result<bool, Error> {
+    pub(super) async fn reserve_ahead(
+        &mut self,
+        index: usize,
+        tokens: usize,
+    ) -> Result<bool, Error> {
         let needed = tokens.div_ceil(self.model.limits().block_tokens);
         let mut pools = pools(&mut self.model);
         let Some(allocation) = &mut self.running[index].allocation else {
@@ -176,6 +181,7 @@ impl Engine {
             outputs: (row, 1),
             draws: (row, 1),
             checkpoints: Vec::new(),
+            proposed: Vec::new(),
         });
         Ok(())
     }

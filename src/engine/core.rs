@@ -14,7 +14,8 @@ use super::request::{PromptScores, Request, RequestId};
 use super::sampling::Vocabulary;
 use super::schedule::{Planned, PlannedTrace};
 use super::sequence::{Sequence, likeliest};
-use super::step_cache::StepCache;
+use super::speculate::{Speculated, VerifiedRun};
+use super::step_cache::{StepCache, StepForm};
 use crate::backend::{StepOutput, Ticket};
 use crate::cache::{
     BlockHash, BlockRef, Cache, Occupancy, Pools, PrefixHandle, Residency, SlotRef, StateSource,
@@ -44,6 +45,7 @@ pub struct Engine {
     pub(super) exports: Exports,
     pub(super) next_arrival: u64,
     pub(super) preemptions: u64,
+    pub(super) speculated: Speculated,
     /// Traced sequences that have run a token since the other sequences last ran.
     pub(super) traced: usize,
     /// Whether shorter prompts left no tokens of the last step for the prompt whose turn it was.
@@ -95,6 +97,7 @@ impl Engine {
             exports: Exports::default(),
             next_arrival: 0,
             preemptions: 0,
+            speculated: Speculated::default(),
             traced: 0,
             passed_over: false,
             cancelled: Vec::new(),
@@ -282,8 +285,9 @@ impl Engine {
         self.events.push_back((id, event));
     }
 
-    /// One step: a batch of whatever can run. Returns whether work is left that can be done. An error ends the requests that
-    /// it concerns, each with an event: those of a refused step, or all of them if the device is lost.
+    /// One step: a batch of whatever can run, or tokens that the last one verified. Returns whether work is left that can be
+    /// done. An error ends the requests that it concerns, each with an event: those of a refused step, or all of them if the
+    /// device is lost.
     pub async fn step(&mut self) -> bool {
         self.drop_cancelled();
         self.stalled = false;
@@ -307,6 +311,9 @@ impl Engine {
     }
 
     async fn try_step(&mut self) -> Result<(), Error> {
+        if self.take_verified() {
+            return Ok(());
+        }
         let mut step = match self.submitted.take() {
             Some(step) => step,
             None => {
@@ -389,10 +396,15 @@ impl Engine {
         planned: &Planned,
     ) -> Result<Vec<Ticket<StepOutput>>, Error> {
         let by_layer = self.exports_end(planned);
+        let form = match (by_layer, planned.stepwise) {
+            (true, _) => StepForm::Layers,
+            (false, true) => StepForm::Stepwise,
+            (false, false) => StepForm::Whole,
+        };
         let (batch, step_options) = (&planned.batch, planned.step_options);
         let steps = self
             .step_cache
-            .steps(&mut self.model, batch, step_options, by_layer)?;
+            .steps(&mut self.model, batch, step_options, form)?;
         let mut tickets = Vec::with_capacity(steps.len());
         for (layer, step) in steps.iter_mut().enumerate() {
             tickets.push(step.submit(batch)?);
@@ -559,6 +571,8 @@ impl Engine {
         let Some(allocation) = sequence.allocation.take() else {
             return Ok(());
         };
+        // Verified tokens that were not handed out are drawn again: the state after them is not kept.
+        sequence.verified = VerifiedRun::default();
         let state = match allocation.state {
             StateSource::Own => Some(Residency::Device(allocation.slot)),
             StateSource::Shared(slot) => Some(Residency::Device(slot)),

@@ -20,6 +20,8 @@ pub struct MemoryPlanner {
     pub blocks: Option<usize>,
     /// Memory budget in bytes, of each device; `None` for no limit.
     pub memory: Option<u64>,
+    /// Maximum number of tokens that are proposed for a sequence in one step; 0 without speculation.
+    pub speculative: usize,
     /// Bytes of the weights, on the device that has most of them.
     pub weights: u64,
     /// How several devices divide the model.
@@ -36,15 +38,7 @@ impl MemoryPlanner {
     pub fn sizes(&self, config: &ModelConfig) -> Result<EngineSizes, EngineError> {
         let context = self.context.unwrap_or(config.model_max_length);
         let context = context.min(config.model_max_length);
-        let sizes = |context: usize, blocks: usize| EngineSizes {
-            sequences: self.sequences,
-            context,
-            prefill_chunk: self.prefill_chunk,
-            // A prompt's own logits are read back for requests that ask for its log-probabilities.
-            scored: BLOCK_TOKENS,
-            checkpoints: self.checkpoints,
-            blocks: Some(blocks),
-        };
+        let sizes = |context: usize, blocks: usize| self.with(context, Some(blocks));
         // One block more per sequence: a prefix that ends inside a block is continued in a copy of the block.
         let enough = |context: usize| context.div_ceil(BLOCK_TOKENS) + 1;
         let most = self.sequences.saturating_mul(enough(context));
@@ -88,16 +82,30 @@ impl MemoryPlanner {
         self.memory.map(|memory| memory.saturating_sub(held))
     }
 
+    /// The sizes with this context and number of blocks.
+    fn with(&self, context: usize, blocks: Option<usize>) -> EngineSizes {
+        EngineSizes {
+            sequences: self.sequences,
+            context,
+            prefill_chunk: self.prefill_chunk,
+            // A prompt's own logits are read back for requests that ask for its log-probabilities.
+            scored: BLOCK_TOKENS,
+            checkpoints: self.checkpoints,
+            blocks,
+            speculative: self.speculative,
+        }
+    }
+
     fn states_and_activations(&self, config: &ModelConfig) -> [u64; 2] {
-        let slots = (self.sequences + self.checkpoints) as u64;
+        let sizes = self.with(0, None);
+        let slots = (self.sequences + self.checkpoints + sizes.spare_slots()) as u64;
         let states = config.kda_state_bytes(Dtype::F32).saturating_mul(slots);
         let states = self.of_stage(states, config.kda_layers().collect(), config);
         let states = states.div_ceil(self.degrees.tensor as u64);
-        let (rows, outputs) = (
-            self.prefill_chunk + self.sequences,
-            self.sequences + BLOCK_TOKENS,
-        );
-        [states, config.activation_bytes(rows, outputs)]
+        [
+            states,
+            config.activation_bytes(sizes.rows(), sizes.outputs()),
+        ]
     }
 
     fn block_bytes(&self, config: &ModelConfig) -> u64 {
@@ -137,6 +145,7 @@ mod tests {
             prefill_chunk: 512,
             checkpoints: 8,
             blocks: None,
+            speculative: 0,
             memory: Some(memory),
             weights: 98 << 30,
             degrees: Parallelism::SINGLE,

@@ -30,6 +30,7 @@ mod import;
 #[cfg(not(target_arch = "wasm32"))]
 mod import_stream;
 mod locate_non_finite;
+mod lookup;
 mod memory_planner;
 mod options;
 mod output;
@@ -41,6 +42,7 @@ mod score;
 mod sequence;
 mod sinks;
 mod snapshot;
+mod speculate;
 mod status;
 mod step_cache;
 mod stop;
@@ -59,12 +61,14 @@ pub use hand_off::{DrawnToken, HandOff};
 pub use handle::{Answer, EngineHandle};
 #[cfg(not(target_arch = "wasm32"))]
 pub use import_stream::{Import, ImportWriter};
+pub use lookup::PromptLookup;
 pub use memory_planner::MemoryPlanner;
 pub use options::{BLOCK_TOKENS, EngineOptions, EngineSizes, PREFILL_CHUNK};
 pub use output::{Output, OutputProcessor};
 pub use request::{PromptScores, Request, RequestId, check_prompt};
 pub use sampling::Sampling;
 pub use score::Score;
+pub use speculate::Speculated;
 pub use status::Status;
 #[cfg(target_arch = "wasm32")]
 pub use task::{Answer, EngineHandle};

@@ -1,5 +1,6 @@
 //! Sizes of an engine, and its behaviour at their limits.
 
+use super::lookup::PromptLookup;
 use crate::backend::Capacity;
 use crate::config::{Dtype, ModelConfig};
 use crate::model::Limits;
@@ -25,6 +26,9 @@ pub struct EngineSizes {
     pub checkpoints: usize,
     /// Number of latent blocks of [`BLOCK_TOKENS`] tokens; `None` for enough for every sequence's context.
     pub blocks: Option<usize>,
+    /// Maximum number of tokens that are proposed for a sequence in one step ([`EngineOptions::prompt_lookup`]). Unless it is 0,
+    /// there is a second state slot for each sequence.
+    pub speculative: usize,
 }
 
 impl EngineSizes {
@@ -38,23 +42,46 @@ impl EngineSizes {
             scored: 0,
             checkpoints: 3,
             blocks: None,
+            speculative: 0,
         }
+    }
+
+    /// State slots for what speculation keeps in addition to the states of the sequences.
+    pub(super) fn spare_slots(&self) -> usize {
+        if self.speculative > 0 {
+            self.sequences
+        } else {
+            0
+        }
+    }
+
+    /// Maximum tokens of a step.
+    pub(super) fn rows(&self) -> usize {
+        let proposed = self.sequences * (self.speculative + 1);
+        proposed.max(self.prefill_chunk + self.sequences)
+    }
+
+    /// Maximum rows of logits of a step. Prompts and proposals have none in the same step.
+    pub(super) fn outputs(&self) -> usize {
+        let proposed = self.sequences * self.speculative;
+        self.sequences + self.scored.max(proposed)
     }
 
     /// The limits of pools and steps for a model of these sizes.
     #[must_use]
     pub fn limits(&self, cache: Dtype) -> Limits {
         let table = self.context.div_ceil(BLOCK_TOKENS);
+        let spare = self.spare_slots();
         let step = Capacity {
-            tokens: self.prefill_chunk + self.sequences,
+            tokens: self.rows(),
             segments: self.sequences,
-            outputs: self.sequences + self.scored,
+            outputs: self.outputs(),
             blocks: self.sequences * table,
-            checkpoints: self.checkpoints.min(self.sequences + 1),
+            checkpoints: self.checkpoints.min(self.sequences + 1) + spare,
         };
         Limits {
             step,
-            slots: self.sequences + self.checkpoints,
+            slots: self.sequences + self.checkpoints + spare,
             // One block more per sequence: a prefix that ends inside a block is continued in a copy of the block.
             blocks: self.blocks.unwrap_or(self.sequences * (table + 1)),
             block_tokens: BLOCK_TOKENS,
@@ -79,6 +106,9 @@ pub struct EngineOptions {
     /// Whether the next step is submitted before the tokens of the present one are known, where the device runs while the host
     /// works and no draw depends on these tokens. Answers have the same bits.
     pub async_scheduling: bool,
+    /// How tokens are proposed for decoding sequences, several of which are then verified in one step; `None` for no
+    /// speculation. It needs a free state slot per sequence, and rows of the step ([`EngineSizes::speculative`]).
+    pub prompt_lookup: Option<PromptLookup>,
     /// Maximum number of waiting answers, in addition to those that fit into one step; further requests are refused.
     pub queue: usize,
 }
@@ -92,6 +122,7 @@ impl Default for EngineOptions {
             quantum: 512,
             cached_steps: 24,
             async_scheduling: true,
+            prompt_lookup: None,
             queue: usize::MAX,
         }
     }

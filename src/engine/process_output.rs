@@ -14,12 +14,12 @@ use crate::error::Error;
 use crate::model::Model;
 
 /// The output rows of one segment.
-struct Rows<'a> {
-    choices: &'a [Choice],
+pub(super) struct Rows<'a> {
+    pub(super) choices: &'a [Choice],
     /// `[rows, vocabulary]`; empty if no logits were read back.
-    logits: &'a [f32],
-    /// The token of each of its answers, drawn from the last row.
-    draws: &'a [Option<Drawn>],
+    pub(super) logits: &'a [f32],
+    /// The token of each of its answers, drawn from the last row; with a proposal the token that is drawn from each row.
+    pub(super) draws: &'a [Option<Drawn>],
 }
 
 /// Caches a sequence's state: its slot becomes the checkpoint's, and the sequence continues in another slot, if one is free.
@@ -70,6 +70,7 @@ impl Engine {
             if planned.ahead {
                 self.running[index].use_spare();
             }
+            let rows = self.verify(index, &segment, rows);
             let finite = rows.choices.iter().all(|choice| choice.finite);
             let mut taken = self.moved(index, segment, finite).await;
             if !finite {
@@ -166,14 +167,25 @@ impl Engine {
             };
             return self.fork(sequence, first).await;
         }
-        let id = sequence.id;
         let drawn = rows.draws.first().copied().flatten();
+        self.continue_with(index, sequence, choice, drawn);
+        Ok(())
+    }
+
+    /// Appends the token that was drawn for the sequence that ran at `index`, which runs on unless its answer is complete.
+    pub(super) fn continue_with(
+        &mut self,
+        index: usize,
+        sequence: Sequence,
+        choice: &Choice,
+        drawn: Option<Drawn>,
+    ) {
+        let id = sequence.id;
         match self.take_token(sequence, choice, drawn) {
             Ok(Some(sequence)) => self.running.insert(index.min(self.running.len()), sequence),
             Ok(None) => {}
             Err(error) => self.fail(id, &Arc::new(error)),
         }
-        Ok(())
     }
 
     /// Forks several answers from one prompt: each continues from the prompt's shared state in a slot of its own. `first`

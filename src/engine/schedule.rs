@@ -20,6 +20,8 @@ pub(super) struct Planned {
     pub(super) trace: Option<PlannedTrace>,
     /// Whether it follows a step whose tokens are not known: states are written to spare slots.
     pub(super) ahead: bool,
+    /// Whether decoding sequences have several tokens each, which run in the form of single ones.
+    pub(super) stepwise: bool,
 }
 
 /// The trace of one token.
@@ -48,6 +50,7 @@ impl Planned {
             segments: Vec::new(),
             trace: None,
             ahead: false,
+            stepwise: false,
         }
     }
 
@@ -80,12 +83,14 @@ pub(super) struct PlannedSegment {
     pub(super) sample: usize,
     /// The sequence's position after the segment.
     pub(super) end: usize,
-    /// Its output rows in the batch: the first, and their number.
+    /// Its output rows in the batch: the first, and their number. The first of a proposal is that of `end`.
     pub(super) outputs: (usize, usize),
-    /// The draws from the last of them in the batch: the first, and their number.
+    /// The draws from the last of them in the batch: the first, and their number. A proposal has one from each.
     pub(super) draws: (usize, usize),
     /// Checkpoints inside it, ascending.
     pub(super) checkpoints: Vec<MidChunkCheckpoint>,
+    /// Tokens after `end` that are verified.
+    pub(super) proposed: Vec<u32>,
 }
 
 /// A checkpoint inside a segment.
@@ -118,16 +123,16 @@ impl Engine {
             return Ok(added.then_some(planned));
         }
         let most = self.model.limits().step;
-        for index in 0..self.running.len() {
-            let sequence = &self.running[index];
-            if sequence.decodes() && !sequence.alone() {
-                let end = self.running[index].position + 1;
-                if !self.add(&mut planned, index, end, Vec::new())? {
-                    return Ok(None);
-                }
-            }
-        }
         let prefills = self.prefills();
+        if !self
+            .plan_decodes(&mut planned, !prefills.is_empty())
+            .await?
+        {
+            return Ok(None);
+        }
+        if planned.stepwise {
+            return Ok(Some(planned));
+        }
         let first = self.first_in_order(&prefills);
         for index in prefills {
             let Some(end) = self.next_chunk_boundary(&planned, index, &most) else {
@@ -213,7 +218,7 @@ impl Engine {
             .nth(index)
     }
 
-    /// Makes sure that all decoding sequences have a block for their next token; some may be preempted.
+    /// Makes sure that all decoding sequences have blocks for their known tokens; some may be preempted.
     async fn grow_all(&mut self) -> Result<(), Error> {
         'again: loop {
             for index in 0..self.running.len() {
@@ -342,7 +347,7 @@ impl Engine {
 
     /// Adds a sequence's tokens up to `end` to the batch. Returns whether it was added: a request whose grammar cannot be
     /// followed is refused, and the next step builds another batch.
-    fn add(
+    pub(super) fn add(
         &mut self,
         planned: &mut Planned,
         index: usize,
@@ -382,7 +387,7 @@ impl Engine {
                 target: target(at),
             });
             planned.batch.outputs.extend(rows);
-        } else if end >= sequence.prompt() || sequence.alone() {
+        } else if end >= sequence.tokens.len() || sequence.alone() {
             planned.batch.outputs.push(OutputRow {
                 row: first + end - start - 1,
                 target: request.prompt.get(end).copied(),
@@ -415,6 +420,7 @@ impl Engine {
             outputs: (outputs, planned.batch.outputs.len() - outputs),
             draws: (first_draw, planned.batch.draws.len() - first_draw),
             checkpoints,
+            proposed: Vec::new(),
         });
         Ok(true)
     }

@@ -7,6 +7,7 @@ use super::hand_off::DrawnToken;
 use super::options::EngineOptions;
 use super::request::{Request, RequestId};
 use super::sampling::{Sampler, Vocabulary};
+use super::speculate::VerifiedRun;
 use crate::backend::{Choice, Drawn};
 use crate::cache::{Allocation, HashedTokens, PrefixHandle};
 use crate::error::{EngineError, Error};
@@ -20,7 +21,8 @@ pub(super) struct Sequence {
     pub(super) arrival: u64,
     /// Prompt and answer.
     pub(super) tokens: HashedTokens,
-    /// Number of tokens that have been computed.
+    /// Number of tokens that have been computed, so that their state and latents are held. In an answer that is all of them but
+    /// the last, or fewer after a proposal of which some were not drawn.
     pub(super) position: usize,
     /// Whether it is a single answer and no other will be forked from it.
     pub(super) single: bool,
@@ -36,6 +38,8 @@ pub(super) struct Sequence {
     pub(super) served_tokens: usize,
     /// Number of tokens that were traced.
     pub(super) frames: usize,
+    /// Tokens that were verified and are handed out one after the other.
+    pub(super) verified: VerifiedRun,
     /// What it holds while it waits.
     pub(super) prefix: PrefixHandle,
     /// What it holds while it runs.
@@ -65,6 +69,7 @@ impl Sequence {
             stop_token: None,
             served_tokens: 0,
             frames: 0,
+            verified: VerifiedRun::default(),
             prefix: PrefixHandle::default(),
             allocation: None,
             sampler: Sampler::new(&request.sampling, vocabulary, &request.prompt)
@@ -76,6 +81,7 @@ impl Sequence {
     /// Frees all that it holds.
     pub(super) fn release(&mut self) {
         self.allocation = None;
+        self.verified = VerifiedRun::default();
         self.prefix = PrefixHandle::default();
     }
 
@@ -200,9 +206,9 @@ impl Sequence {
         }
     }
 
-    /// The answers whose next token is drawn from the row after position `end`.
+    /// The answers whose next token is drawn from the row after position `end`: none before the last known token.
     pub(super) fn drawn_answers(&self, end: usize) -> std::ops::Range<usize> {
-        if end < self.prompt() || self.request.max_tokens == 0 {
+        if end < self.tokens.len() || self.request.max_tokens == 0 {
             0..0
         } else if self.single {
             self.sample..self.sample + 1
@@ -227,7 +233,7 @@ impl Sequence {
         }
         self.tokens.push(id);
         let full = self.tokens.len() - self.prompt() >= self.request.max_tokens
-            || self.position >= context;
+            || self.tokens.len() > context;
         let reason = if self.sampler.is_complete() {
             Some(FinishReason::Stop)
         } else {

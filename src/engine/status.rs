@@ -1,6 +1,7 @@
 //! The state of an engine at one moment, for monitoring.
 
 use super::core::Engine;
+use super::speculate::Speculated;
 use crate::cache::Occupancy;
 
 /// Numbers of sequences, and usage of the pools.
@@ -12,6 +13,8 @@ pub struct Status {
     pub waiting: usize,
     /// Number of preemptions so far.
     pub preemptions: u64,
+    /// Numbers of proposals so far.
+    pub speculated: Speculated,
     /// The pools.
     pub occupancy: Occupancy,
 }
@@ -25,6 +28,7 @@ impl Engine {
             running,
             waiting,
             preemptions: self.preemptions(),
+            speculated: self.speculated(),
             occupancy: self.occupancy(),
         }
     }

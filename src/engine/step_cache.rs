@@ -4,11 +4,21 @@ use crate::backend::{Batch, Capacity, DrawCapacity, Step};
 use crate::error::BackendError;
 use crate::model::{Model, StepOptions, TraceChoice, TracedStep};
 
+/// What the steps of a batch are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum StepForm {
+    /// One step for the whole model.
+    Whole,
+    /// One step per layer.
+    Layers,
+    /// One step, in which all segments run in the form of single tokens.
+    Stepwise,
+}
+
 struct CachedStep {
     capacity: Capacity,
     step_options: StepOptions,
-    /// Whether `steps` has one step per layer; otherwise it has one for the whole model.
-    by_layer: bool,
+    form: StepForm,
     steps: Vec<Box<dyn Step>>,
     used: u64,
 }
@@ -32,13 +42,13 @@ impl StepCache {
         }
     }
 
-    /// Steps with capacity for `batch`, to be submitted one after the other: one, or one per layer.
+    /// Steps with capacity for `batch`, to be submitted one after the other.
     pub(super) fn steps(
         &mut self,
         model: &mut Model,
         batch: &Batch,
         step_options: StepOptions,
-        by_layer: bool,
+        form: StepForm,
     ) -> Result<&mut [Box<dyn Step>], BackendError> {
         let most = model.limits().step;
         let tokens = batch.tokens.len().next_power_of_two().min(most.tokens);
@@ -53,7 +63,7 @@ impl StepCache {
         let draws = DrawCapacity::of(&batch.draws);
         self.clock += 1;
         let found = self.steps.iter().position(|step| {
-            (step.capacity, step.by_layer) == (capacity, by_layer)
+            (step.capacity, step.form) == (capacity, form)
                 && suits(&step.step_options, &step_options, &draws)
         });
         let index = match found {
@@ -63,15 +73,15 @@ impl StepCache {
                     let oldest = (0..self.steps.len()).min_by_key(|index| self.steps[*index].used);
                     self.steps.swap_remove(oldest.unwrap_or(0));
                 }
-                let steps = if by_layer {
-                    model.layer_steps(capacity, step_options)?
-                } else {
-                    vec![model.step(capacity, step_options)?]
+                let steps = match form {
+                    StepForm::Whole => vec![model.step(capacity, step_options)?],
+                    StepForm::Layers => model.layer_steps(capacity, step_options)?,
+                    StepForm::Stepwise => vec![model.stepwise_step(capacity, step_options)?],
                 };
                 self.steps.push(CachedStep {
                     capacity,
                     step_options,
-                    by_layer,
+                    form,
                     steps,
                     used: 0,
                 });

@@ -37,6 +37,16 @@ pub enum EngineError {
         /// What was given.
         found: f64,
     },
+    /// A number of prompt lookup outside its range.
+    #[error("{parameter} should be {expected}, but is {found}")]
+    PromptLookup {
+        /// The parameter.
+        parameter: &'static str,
+        /// Its range.
+        expected: &'static str,
+        /// What was given.
+        found: usize,
+    },
     /// A bias for a token that is not there.
     #[error("logit_bias names token {token}, but ids run from 0 to {last}")]
     BiasOutOfRange {

@@ -293,6 +293,18 @@ impl Model {
         self.compile(&self.program(step_options), capacity)
     }
 
+    /// Compiles the forward pass with segments of any length in the form of single tokens ([`Model::stepwise_program`]).
+    ///
+    /// # Errors
+    /// Those of [`Model::step`].
+    pub fn stepwise_step(
+        &mut self,
+        capacity: Capacity,
+        step_options: StepOptions,
+    ) -> Result<Box<dyn Step>, BackendError> {
+        self.compile(&self.stepwise_program(step_options), capacity)
+    }
+
     /// Compiles the forward pass in parts of one layer each ([`Model::program_of`]), so that each layer's caches can be
     /// read while later layers are computed. Only the last part has output.
     ///

@@ -3,7 +3,10 @@
 use std::ops::Range;
 
 use super::{AttentionBlock, FfnBlock, Layer, Model, StepOptions};
-use crate::backend::{Add, AllGather, Embed, Linear, Op, Program, RmsNorm, Sample, Select};
+use crate::backend::{
+    Add, AllGather, Embed, Form, KdaRecurrence, Linear, MlaAttention, Op, Program, RmsNorm, Sample,
+    Segments, Select,
+};
 
 impl Model {
     /// The operations of a forward pass. No device is used.
@@ -48,6 +51,19 @@ impl Model {
             self.output(&mut program, step_options);
         }
         program
+    }
+
+    /// The operations of a forward pass in which segments of any length run in the form of single tokens: the recurrence token
+    /// by token, attention over the latents themselves. On the CPU each row has the same bits as in a segment of its own. It
+    /// is for few tokens that follow a decode; a prompt would take longer than in [`Model::program`].
+    #[must_use]
+    pub fn stepwise_program(&self, step_options: StepOptions) -> Program {
+        let program = self.program(step_options);
+        program.rewritten(|op| match op {
+            Op::KdaBlock(block) => block.ops().into_iter().filter_map(stepwise).collect(),
+            Op::MlaBlock(block) => block.ops().into_iter().filter_map(stepwise).collect(),
+            other => vec![other.clone()],
+        })
     }
 
     /// `h = h + attention(norm(h))`, then `h = h + ffn(norm(h))`.
@@ -113,6 +129,22 @@ impl Model {
                 drawn: Some(head.drawn),
             });
         }
+    }
+}
+
+/// An operation in the form of single tokens for all segments; `None` for what only longer ones need.
+fn stepwise(op: Op) -> Option<Op> {
+    match op {
+        Op::KdaRecurrence(op) => Some(Op::from(KdaRecurrence {
+            form: Form::Step,
+            ..op
+        })),
+        Op::MlaPrefill(_) => None,
+        Op::MlaDecode(op) => Some(Op::MlaDecode(MlaAttention {
+            segments: Segments::All,
+            ..op
+        })),
+        other => Some(other),
     }
 }
 

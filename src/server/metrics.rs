@@ -50,6 +50,9 @@ struct Pools {
     host_bytes: Gauge,
     preemptions: Counter,
     evictions: Counter,
+    drafts: Counter,
+    draft_tokens: Counter,
+    accepted_tokens: Counter,
 }
 
 /// Numbers of tokens, answers and refusals.
@@ -163,6 +166,21 @@ impl Pools {
                 "States and blocks that had to leave the device, or the cache.",
                 None,
             ),
+            drafts: make.counter(
+                "vllm:spec_decode_num_drafts_total",
+                "Proposals of speculation.",
+                None,
+            ),
+            draft_tokens: make.counter(
+                "vllm:spec_decode_num_draft_tokens_total",
+                "Tokens that were proposed.",
+                None,
+            ),
+            accepted_tokens: make.counter(
+                "vllm:spec_decode_num_accepted_tokens_total",
+                "Proposed tokens that the model drew too.",
+                None,
+            ),
         }
     }
 
@@ -180,6 +198,10 @@ impl Pools {
         self.host_bytes.set(pools.host_bytes as f64);
         self.preemptions.absolute(status.preemptions);
         self.evictions.absolute(pools.evictions);
+        let speculated = &status.speculated;
+        self.drafts.absolute(speculated.drafts);
+        self.draft_tokens.absolute(speculated.draft_tokens);
+        self.accepted_tokens.absolute(speculated.accepted_tokens);
     }
 }
 

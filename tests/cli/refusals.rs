@@ -223,3 +223,41 @@ fn a_reader_that_goes_away_is_no_panic() {
         .unwrap();
     assert!(!String::from_utf8_lossy(&output.stderr).contains("panicked"));
 }
+
+/// A command line that cannot be parsed ends with 2, before anything is loaded.
+#[test]
+fn speculation_that_is_not_supported_is_refused() {
+    for (config, part) in [
+        (
+            r#"{"method": "eagle", "num_speculative_tokens": 3}"#,
+            "method should be `ngram`, but is `eagle`",
+        ),
+        (
+            r#"{"method": "ngram", "num_speculative_tokens": 3, "model": "x"}"#,
+            "unknown field `model`",
+        ),
+        (
+            r#"{"method": "ngram", "num_speculative_tokens": 0}"#,
+            "num_speculative_tokens should be from 1 to 64, but is 0",
+        ),
+    ] {
+        for command in ["generate", "chat", "serve"] {
+            let output = run(&[command, "--speculative-config", config], "tiny-a");
+            let message = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{message}");
+            assert!(message.contains(part), "{message}");
+        }
+    }
+}
+
+#[test]
+fn tokens_with_speculation_are_those_without() {
+    let prompt = ["5,6,7,8,9"; 4].join(",");
+    let mut arguments = vec!["generate", "--prompt-tokens", &prompt, "--max-tokens", "40"];
+    arguments.push("--ignore-eos");
+    let plain = object(&arguments, "tiny-a");
+    let config = r#"{"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 4, "prompt_lookup_min": 1}"#;
+    arguments.extend(["--speculative-config", config]);
+    let found = object(&arguments, "tiny-a");
+    assert_eq!(found["tokens"], plain["tokens"]);
+}

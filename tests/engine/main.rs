@@ -42,5 +42,6 @@ mod requests;
 #[cfg(all(feature = "cuda", feature = "wgpu"))]
 mod rows;
 mod snapshot;
+mod speculation;
 mod streams;
 mod undo;

@@ -9,6 +9,7 @@ use crate::engine_harness::{
     OPTIONS, Outcomes, answer, answers, collect, drawn, engine_on, finish, limits, request, tokens,
 };
 use crate::group::group;
+use crate::speculation::{few, speculating};
 use crate::wrapped::Wrapped;
 use kimi_linear::backend::Backend;
 use kimi_linear::backend::cpu::CpuBackend;
@@ -83,11 +84,27 @@ fn schedules_of_ranks_with_whole_experts_leave_nothing_behind() {
 #[test]
 fn schedules_of_ranks_with_half_of_the_heads_leave_nothing_behind() {
     let ranks = || group("tiny-a", [2, 1, 1], cpu);
-    nothing_left_behind_beside(crate::seeds::drawn(), ranks, ranks);
+    nothing_left_behind_beside(crate::seeds::drawn(), ranks, ranks, OPTIONS);
+}
+
+/// With proposals that are verified: the answers of an engine that takes a token per step.
+#[test]
+fn schedules_with_proposals_leave_nothing_behind() {
+    for seed in [crate::seeds::FIXED, crate::seeds::drawn()] {
+        nothing_left_behind_beside(seed, cpu, cpu, speculating(OPTIONS));
+    }
+}
+
+/// The same where the engine may submit steps ahead of their tokens.
+#[test]
+fn schedules_with_proposals_on_an_asynchronous_device_leave_nothing_behind() {
+    let fed = Asynchronous::default();
+    let open = || -> Box<dyn Backend> { Box::new(Wrapped::new(cpu(), fed.clone())) };
+    nothing_left_behind_beside(crate::seeds::drawn(), cpu, open, speculating(OPTIONS));
 }
 
 fn nothing_left_behind(seed: u64, backend: impl Fn() -> Box<dyn Backend>) {
-    nothing_left_behind_beside(seed, cpu, backend);
+    nothing_left_behind_beside(seed, cpu, backend, OPTIONS);
 }
 
 /// Answers are compared with those of `beside` alone.
@@ -95,6 +112,7 @@ fn nothing_left_behind_beside(
     seed: u64,
     beside: impl Fn() -> Box<dyn Backend>,
     backend: impl Fn() -> Box<dyn Backend>,
+    base: EngineOptions,
 ) {
     crate::seeds::printed(seed);
     let mut rng = SmallRng::seed_from_u64(seed);
@@ -102,6 +120,7 @@ fn nothing_left_behind_beside(
     let mut expected = BTreeMap::new();
     let (mut cancellations, mut checked) = (0, 0);
     let (mut evictions, mut preemptions) = (0, 0);
+    let (mut drafts, mut accepted) = (0, 0);
     while cancellations < EVENTS / 4
         || evictions < EVENTS / 4
         || preemptions < EVENTS / 4
@@ -111,7 +130,7 @@ fn nothing_left_behind_beside(
             host_bytes: [0, 200_000, 64 << 20][rng.random_range(0..3)],
             quantum: [4, 1 << 20][rng.random_range(0..2)],
             cached_steps: rng.random_range(1..8),
-            ..OPTIONS
+            ..base
         };
         let (sequences, slots) = (rng.random_range(1..6), rng.random_range(1..7));
         let mut engine = engine_on(
@@ -124,6 +143,9 @@ fn nothing_left_behind_beside(
         let mut outcomes = Outcomes::new();
         for id in 0..40 {
             let (kind, mut request) = random(&mut rng);
+            if base.prompt_lookup.is_some() {
+                request.sampling.logit_bias = few(kind);
+            }
             // Requests without the cache are cut equally in every run: their answers must be equal to the bit.
             request.reuse = rng.random_range(0..3) > 0;
             if !request.reuse {
@@ -172,6 +194,8 @@ fn nothing_left_behind_beside(
         }
         evictions += engine.occupancy().evictions;
         preemptions += engine.preemptions();
+        drafts += engine.speculated().drafts;
+        accepted += engine.speculated().accepted_tokens;
         // The next request's answer is right, and everything in use can be evicted from the cache.
         let (kind, next) = random(&mut rng);
         let cold = || Request {
@@ -193,10 +217,15 @@ fn nothing_left_behind_beside(
         );
     }
     println!(
-        "{cancellations} cancellations, {evictions} evictions, {preemptions} preemptions; {checked} answers compared"
+        "{cancellations} cancellations, {evictions} evictions, {preemptions} preemptions; {checked} answers compared; {drafts} proposals, {accepted} \
+         tokens of them accepted"
     );
     assert!(
         checked > 100,
         "seed {seed}: only {checked} answers could be compared"
+    );
+    assert!(
+        base.prompt_lookup.is_none() || (drafts > 200 && accepted > 100),
+        "seed {seed}: only {drafts} proposals, of which {accepted} tokens were accepted"
     );
 }

@@ -51,6 +51,7 @@ pub const OPTIONS: EngineOptions = EngineOptions {
     quantum: 1 << 20,
     cached_steps: 16,
     async_scheduling: true,
+    prompt_lookup: None,
     queue: usize::MAX,
 };
 

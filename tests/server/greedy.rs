@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::sync::Arc;
 
-use kimi_linear::engine::{EngineOptions, EngineSizes, Event, Request};
+use kimi_linear::engine::{EngineOptions, EngineSizes, Event, PromptLookup, Request};
 use serde_json::{Value, json};
 
 use super::harness::{Running, Setup, ids_of, model_dir};
@@ -157,6 +157,7 @@ async fn answers_are_those_of_generate() {
             scored: 64,
             checkpoints: 2,
             blocks: Some(44),
+            speculative: 0,
         },
         engine: EngineOptions {
             host_bytes: 1 << 20,
@@ -172,6 +173,49 @@ async fn answers_are_those_of_generate() {
     assert!(
         status.occupancy.evictions > 0 && status.preemptions > 0,
         "{status:?}"
+    );
+    server.assert_empty().await;
+}
+
+/// Tokens are those of `generate`, and the metrics count what was proposed.
+#[tokio::test(flavor = "multi_thread")]
+async fn speculation_changes_no_answer_and_is_counted() {
+    let names = ["drafts", "draft_tokens", "accepted_tokens"];
+    let counted = async |server: &Running| {
+        let mut counts = Vec::new();
+        for name in names {
+            let name = format!("vllm:spec_decode_num_{name}_total");
+            counts.push(server.metric(&name).await);
+        }
+        counts
+    };
+    let prompt: Vec<u32> = (40..48).cycle().take(30).collect();
+    let plain = Setup::default().start().await;
+    let expected = answer(&plain, &prompt).await;
+    assert_eq!(expected, generate(&prompt));
+    assert_eq!(counted(&plain).await, [0.0; 3]);
+    let setup = Setup::default();
+    let server = Setup {
+        sizes: EngineSizes {
+            speculative: 4,
+            ..setup.sizes
+        },
+        engine: EngineOptions {
+            prompt_lookup: Some(PromptLookup::new(4, 1, 3).unwrap()),
+            ..setup.engine
+        },
+        ..setup
+    };
+    let server = server.start().await;
+    assert_eq!(answer(&server, &prompt).await, expected);
+    let [drafts, tokens, accepted] = counted(&server).await[..] else {
+        panic!("three numbers")
+    };
+    assert!(drafts >= 1.0 && tokens >= drafts && accepted <= tokens);
+    let status = server.status().await.speculated;
+    assert_eq!(
+        (status.drafts as f64, status.accepted_tokens as f64),
+        (drafts, accepted)
     );
     server.assert_empty().await;
 }

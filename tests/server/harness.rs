@@ -41,6 +41,7 @@ impl Default for Setup {
                 scored: 64,
                 checkpoints: 8,
                 blocks: None,
+                speculative: 0,
             },
             engine: EngineOptions {
                 host_bytes: 64 << 20,

@@ -13,6 +13,7 @@ use kimi_linear::server::{Origins, ServerOptions};
 use super::super::nodes::NodeOptions;
 use super::super::options::{CacheOptions, DtypeName, parse_tokens};
 use super::super::parallel::ParallelOptions;
+use super::super::speculative::SpeculativeOptions;
 use super::tls::Ssl;
 
 /// The address to listen on, and who may send requests.
@@ -202,6 +203,8 @@ pub(super) struct Engines {
     /// draw depends on them; answers are the same.
     #[arg(long)]
     pub(super) no_async_scheduling: bool,
+    #[command(flatten)]
+    pub(super) speculative: SpeculativeOptions,
     /// Maximum number of waiting requests; further ones are refused with HTTP 429.
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub(super) max_queue: usize,
