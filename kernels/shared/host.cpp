@@ -150,7 +150,7 @@ struct Machine {
     std::string message;
 };
 
-// Never freed: fibers may remain in the middle of a kernel, and threads of the operating system are few.
+// Kept until its thread ends: fibers may remain in the middle of a kernel.
 static thread_local Machine* own;
 
 static Entry*& entries() {
@@ -571,8 +571,22 @@ static void run_block(u32 threads) {
     check_canaries();
 }
 
+// A thread that ends gives back what its launches used: a group of devices starts a thread for each of them in each step.
+struct AtExit {
+    ~AtExit() {
+        if (own == nullptr) return;
+        for (u8* stack : own->stacks) munmap(stack - page(), STACK + page());
+        munmap(own->shared - page(), rounded(SHARED_LIMIT, page()) + 2 * page());
+        munmap(own->statics, STATIC_LIMIT + 2 * page());
+        delete own;
+        own = nullptr;
+    }
+};
+static thread_local AtExit at_exit;
+
 static void ready(u32 threads) {
     if (own == nullptr) {
+        (void)&at_exit;
         own = new Machine();
         own->shared = guarded_pages(rounded(SHARED_LIMIT, page()) + page()) + page();
         own->statics = guarded_pages(STATIC_LIMIT + page());

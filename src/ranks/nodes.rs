@@ -215,10 +215,10 @@ impl Connections {
             None => tracing::info!("node {number} is ready again"),
             Some(reason) => tracing::error!("node {number} came back, but {reason}"),
         }
-        if let Some(node) = self.lock().get_mut(&number) {
-            if node.is_last(peer) {
-                node.missing = failed.map(|reason| format!("it came back, but {reason}"));
-            }
+        if let Some(node) = self.lock().get_mut(&number)
+            && node.is_last(peer)
+        {
+            node.missing = failed.map(|reason| format!("it came back, but {reason}"));
         }
     }
 }
