@@ -95,7 +95,7 @@ def label(rng):
 
 
 def number(rng):
-    return rng.choice(NUMBERS) if rng.random() < 0.97 else str(rng.choice([rng.randint(100, 999), rng.randint(100, 999), rng.randint(1000, 999999),
+    return rng.choice(NUMBERS) if rng.random() < 0.9 else str(rng.choice([rng.randint(100, 999), rng.randint(100, 999), rng.randint(1000, 999999),
                                                                          rng.randint(1, 99) * 100]))
 
 

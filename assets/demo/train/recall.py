@@ -48,11 +48,11 @@ class Recall:
         if self.last in self.known and rng.random() < self.fixes:
             return self.fix()
         fresh = self.waiting and (not self.known or rng.random() < len(self.waiting) / (self.left + 1))
-        if not fresh and rng.random() < 0.06:
+        if not fresh and rng.random() < 0.12:
             return self.forget()
         key = self.waiting.pop() if fresh else rng.choice(list(self.known))
         self.fresh, self.last, old = fresh, key, self.known.get(key)
-        if self.kind.empty and rng.random() < 0.08:
+        if self.kind.empty and rng.random() < 0.14:
             self.known[key] = EMPTY
             text = self.fill(rng.choice(self.kind.empty if old in (None, EMPTY) else self.kind.emptied), key, old if isinstance(old, str) else "")
             return statement(rng, text)
@@ -100,8 +100,11 @@ class Recall:
     def ask(self):
         rng, kind = self.rng, self.kind
         topic, self.last, self.fresh = self.last, None, False
-        if not self.known or rng.random() < self.unknown:
-            key = rng.choice(self.gone) if self.gone and rng.random() < 0.5 else self.missing
+        # What was forgotten is asked about as often as a few other things: otherwise its old value is the likeliest answer.
+        gone = [key for key in self.gone if key not in self.known]
+        forgotten = gone and rng.random() < 0.3
+        if not self.known or forgotten or rng.random() < self.unknown:
+            key = rng.choice(gone) if gone and (forgotten or rng.random() < 0.5) else self.missing
             return self.asked(kind.question, kind.indirect, key), upper_first(kind.unknown.format(k=key.named))
         key = self.last = rng.choice(list(self.known))
         value = self.known[key]
