@@ -37,7 +37,7 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     cache: CacheOptions,
     /// Questions, one JSON object per line: `task`, `length`, `messages` (the last is the user's question) and the exact `answer`.
-    /// Default: 1,600 held-out questions about the demo model's tasks, which say little about other models.
+    /// Default: 800 held-out questions about the demo model's tasks, which say little about other models.
     #[arg(long, value_name = "FILE.jsonl")]
     data: Option<PathBuf>,
     /// Number of questions to ask per task and length. Of the demo model's questions, length `train` is as in its training, `double`
