@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::{AttentionBlock, FfnBlock, Layer, Model, StepOptions};
 use crate::backend::{
-    Add, AllGather, Embed, Form, KdaRecurrence, Linear, MlaAttention, Op, Program, RmsNorm, Sample,
-    Segments, Select,
+    Add, AllGather, AllReduce, Embed, Form, KdaRecurrence, Linear, MlaAttention, Op, Program,
+    RmsNorm, Sample, Segments, Select, Tensor,
 };
 
 impl Model {
@@ -60,8 +60,8 @@ impl Model {
     pub fn stepwise_program(&self, step_options: StepOptions) -> Program {
         let program = self.program(step_options);
         program.rewritten(|op| match op {
-            Op::KdaBlock(block) => block.ops().into_iter().filter_map(stepwise).collect(),
-            Op::MlaBlock(block) => block.ops().into_iter().filter_map(stepwise).collect(),
+            Op::KdaBlock(block) => stepwise_block(block.ops(), block.output),
+            Op::MlaBlock(block) => stepwise_block(block.ops(), block.output),
             other => vec![other.clone()],
         })
     }
@@ -130,6 +130,13 @@ impl Model {
             });
         }
     }
+}
+
+/// A block's parts in the form of single tokens, and the sum over ranks that a group puts after a whole block.
+fn stepwise_block(ops: Vec<Op>, output: Tensor) -> Vec<Op> {
+    let sum = Op::from(AllReduce { target: output });
+    let ops = ops.into_iter().filter_map(stepwise);
+    ops.chain([sum]).collect()
 }
 
 /// An operation in the form of single tokens for all segments; `None` for what only longer ones need.

@@ -185,8 +185,16 @@ fn items(
     let sum = |target| Item::Exchange(Exchange::Sum(AllReduce { target }));
     let divided = degrees.tensor > 1;
     let mut items = Vec::new();
-    for op in &program.ops {
+    for (at, op) in program.ops.iter().enumerate() {
         match op {
+            Op::Linear(op) if divided && tables.gives_parts(op.weight)? => {
+                let next = program.ops.get(at + 1);
+                if !matches!(next, Some(Op::AllReduce(sum)) if sum.target == op.output) {
+                    return Err(unsupported("parts of a sum that is not formed after them"));
+                }
+                items.push(Item::of(*op));
+                continue;
+            }
             Op::MoeBlock(block) if degrees.expert > 1 => {
                 let rows = rows(block)?;
                 items.extend(expert_parallel(block, rows, divided));
@@ -208,7 +216,7 @@ fn items(
             | Op::TraceRoute(_)
             | Op::TraceState(_)
             | Op::TraceAttention(_) => return Err(unsupported("traces of a token")),
-            Op::Experts(_) if degrees.expert > 1 => {
+            Op::Experts(_) if degrees.expert > 1 || divided => {
                 return Err(unsupported("routed experts outside of their block"));
             }
             _ => items.push(Item::of(op.clone())),

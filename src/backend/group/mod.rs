@@ -18,7 +18,7 @@ pub use self::step::Traffic;
 use self::step::{GroupStep, On, Rank};
 use self::tables::{GroupPool, GroupTensor, GroupWeight, Tables};
 use super::{
-    Backend, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord, Leave,
+    Backend, Block, Capacity, Cut, Device, Element, LatentLayout, LatentPool, LatentRecord, Leave,
     MoeBlock, Op, Parallelism, Program, Random, RandomWeight, Result, Rows, Slot, StateLayout,
     StatePool, StateRecord, Step, Tensor, TensorValues, Ticket, Weight, WeightSource, check,
 };
@@ -305,7 +305,11 @@ impl Backend for Group {
                 loading.into_iter().map(join).collect::<Result<_>>()
             })?,
         };
-        let weight = GroupWeight { stage, ranks };
+        let weight = GroupWeight {
+            stage,
+            columns: source.place.cut == Cut::Columns,
+            ranks,
+        };
         Ok(self.tables.weights.add(weight, |id| source.handle(id)))
     }
 
@@ -316,7 +320,11 @@ impl Backend for Group {
             rank.lock().random_weight(part)
         };
         let ranks = self.stage(stage).map(make).collect::<Result<_>>()?;
-        let made = GroupWeight { stage, ranks };
+        let made = GroupWeight {
+            stage,
+            columns: weight.place.cut == Cut::Columns,
+            ranks,
+        };
         Ok(self.tables.weights.add(made, |id| weight.handle(id)))
     }
 

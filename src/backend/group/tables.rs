@@ -7,6 +7,8 @@ use crate::backend::{LatentPool, Result, StatePool, Tensor, Weight};
 /// A weight of one pipeline stage.
 pub(super) struct GroupWeight {
     pub(super) stage: usize,
+    /// Whether each rank has some of its columns: a product with it gives each rank a part of a sum.
+    pub(super) columns: bool,
     /// The handle of each rank of the stage.
     pub(super) ranks: Vec<Weight>,
 }
@@ -35,6 +37,11 @@ impl Tables {
     /// Whether each rank has a part of a tensor's columns.
     pub(super) fn is_split(&self, tensor: Tensor) -> Result<bool> {
         Ok(self.tensors.get(self.backend, tensor)?.split)
+    }
+
+    /// Whether a product with a weight gives each rank a part of a sum, if tensor parallelism divides the model.
+    pub(super) fn gives_parts(&self, weight: Weight) -> Result<bool> {
+        Ok(self.weights.get(self.backend, weight)?.columns)
     }
 
     /// The stage that has a weight.
