@@ -146,6 +146,10 @@ impl<W: Wrap> Backend for Wrapped<W> {
         self.wrap.is_asynchronous()
     }
 
+    fn ranks(&self) -> usize {
+        self.inner().ranks()
+    }
+
     fn weight(&mut self, source: WeightSource) -> Result<Weight> {
         let weight = self.inner().weight(source.clone())?;
         self.wrap.took(weight, &source);
@@ -153,6 +157,8 @@ impl<W: Wrap> Backend for Wrapped<W> {
     }
 
     hand_on! {
+        recover() -> Result<()>;
+        split_tensor(rows: Rows, capacity: usize, width: usize, element: Element) -> Result<Tensor>;
         random_weight(weight: RandomWeight) -> Result<Weight>;
         fill_states(pool: &StatePool, random: Random) -> Result<()>;
         fill_latents(pool: &LatentPool, random: Random) -> Result<()>;
