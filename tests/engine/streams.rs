@@ -129,7 +129,8 @@ fn both(open: impl Fn() -> Box<dyn Backend>) {
 fn streams_beside_cancelled_ones_answer_as_alone() {
     let fed = Asynchronous::default();
     both(|| Box::new(Wrapped::new(Box::new(CpuBackend::new()), fed.clone())));
-    assert!(fed.count() > INNOCENT, "{}", fed.count());
+    // Steps ran ahead of their tokens, of some hundreds in all. How many depends on when prompts come: none runs ahead beside one.
+    assert!(fed.count() > STREAMS / 2, "{}", fed.count());
 }
 
 #[cfg(feature = "wgpu")]
