@@ -129,7 +129,7 @@ fn both(open: impl Fn() -> Box<dyn Backend>) {
 fn streams_beside_cancelled_ones_answer_as_alone() {
     let fed = Asynchronous::default();
     both(|| Box::new(Wrapped::new(Box::new(CpuBackend::new()), fed.clone())));
-    // Steps ran ahead of their tokens, of some hundreds in all. How many depends on when prompts come: none runs ahead beside one.
+    // Steps ahead were fed tokens on the device. How many depends on when prompts come, since no step runs ahead beside one.
     assert!(fed.count() > STREAMS / 2, "{}", fed.count());
 }
 
