@@ -15,6 +15,9 @@
 #   make kernels compile the CUDA kernels for sm_90a (PTX and cubins, in target/cuda/kernels); needs no GPU
 #   make archive lay out a release archive: program and app, kernels, manual, licences
 #   make features check that the library compiles with each of its features alone
+#   make cluster      build the worker and the frontend for NVIDIA Dynamo (cluster/), with some 900 dependencies of their own
+#   make cluster-demo two clusters and a shaped link between them on this machine, with real workers; network namespaces need root
+#   make test-cluster the tests of cluster/: processes that are killed, restarted and change their roles
 #   make audit   licences, sources and duplicates of all dependencies (cargo-deny)
 #   make image   a Docker image that serves a model
 #   make clean   remove what was built
@@ -34,7 +37,7 @@ DEMO_PROMPT := The red box holds 7. The blue box holds 2. Now the red box holds 
 # Mesa's software driver complains on every start where this is unset, as in containers.
 export XDG_RUNTIME_DIR ?= $(CURDIR)/target
 
-.PHONY: help demo install app app-pictures web serve quick test fuzz abuse nodes clients bench kernels archive features audit image clean install-rust-components install-vulkan-driver install-cuda-compiler \
+.PHONY: cluster cluster-demo test-cluster install-cluster-tools help demo install app app-pictures web serve quick test fuzz abuse nodes clients bench kernels archive features audit image clean install-rust-components install-vulkan-driver install-cuda-compiler \
 	install-window install-xvfb install-browser install-node
 
 help:
@@ -212,6 +215,27 @@ archive: kernels install-window
 	$(CARGO) build $(PROFILE) --locked --workspace --bins
 	.ci/archive
 
+# What builds Dynamo's crates.
+install-cluster-tools: install-rust-components
+	@for name in protoc clang cmake; do command -v $$name >/dev/null || { .ci/install-packages protobuf-compiler libclang-dev clang cmake g++; break; }; done
+
+# Cargo reads cluster/.cargo/config.toml only there.
+cluster: install-cluster-tools
+	cd cluster && $(CARGO) build $(PROFILE) --locked
+
+CLUSTER_DEMO_FLAGS :=
+
+cluster-demo: cluster
+	@command -v ip >/dev/null || .ci/install-packages iproute2
+	cluster/target/release/kimi-linear-cluster-demo $(CLUSTER_DEMO_FLAGS)
+
+test-cluster: install-cluster-tools
+	@command -v etcd >/dev/null || .ci/install-packages etcd-server
+	$(CARGO) fmt --manifest-path cluster/Cargo.toml --check
+	cd cluster && $(CARGO) clippy $(PROFILE) --locked --all-targets -- -D warnings
+	cd cluster && $(CARGO) build $(PROFILE) --locked --bins
+	cd cluster && $(CARGO) test $(PROFILE) --locked
+
 # The library alone and with each feature, and the program without a GPU backend.
 features: install-rust-components
 	$(CARGO) check $(PROFILE) --locked --lib --no-default-features
@@ -226,6 +250,7 @@ features: install-rust-components
 audit: install-rust-components
 	@command -v cargo-deny >/dev/null || $(CARGO) +stable install --locked cargo-deny
 	$(CARGO) deny --locked --workspace check bans licenses sources
+	$(CARGO) deny --locked --manifest-path cluster/Cargo.toml check licenses sources
 
 # The image for `serve`.
 image:

@@ -23,6 +23,8 @@ pub mod cache;
 pub mod checkpoint;
 pub mod config;
 pub mod conformance;
+#[cfg(feature = "transfer")]
+pub mod connector;
 pub mod demo;
 pub mod engine;
 pub mod error;

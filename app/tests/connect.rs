@@ -34,7 +34,7 @@ fn serve() -> (tokio::runtime::Runtime, String) {
         .unwrap();
     let bound = Server::bind(("127.0.0.1", 0), ServerOptions::new("demo"));
     let server = runtime.block_on(bound).unwrap();
-    server.opener().open(demo(), None).unwrap();
+    server.opener().open(demo().into(), None).unwrap();
     let url = format!("{}/v1", server.url());
     runtime.spawn(server.run(std::future::pending()));
     (runtime, url)

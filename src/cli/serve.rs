@@ -16,10 +16,11 @@ use anyhow::{Context, Result};
 use clap::Args;
 use kimi_linear::backend::{Device, host_memory};
 use kimi_linear::config::ModelConfig;
+use kimi_linear::connector::{Connector, KvTransfer};
 use kimi_linear::engine::{EngineHandle, EngineOptions, MemoryPlanner};
 use kimi_linear::error::TokenizerError;
 use kimi_linear::llm::LlmOptions;
-use kimi_linear::server::{KvTransfer, KvTransfers, Opener, Server, ServerOptions};
+use kimi_linear::server::{Opener, Server, ServerOptions};
 
 pub(super) use self::config_file::with_config;
 pub(super) use self::flags::LogFormat;
@@ -273,19 +274,19 @@ fn open(arguments: &Arguments, transfers: Option<KvTransfer>, opener: &Opener) -
         blocks = sizes.blocks,
         "ready"
     );
-    let transfers = transfers.map(|transfers| start(llm.engine(), transfers));
-    opener.open(llm, transfers.transpose()?)?;
+    let connector = transfers.map(|transfers| start(llm.engine(), transfers));
+    opener.open(llm.into(), connector.transpose()?)?;
     Ok(())
 }
 
 /// Takes part in transfers of the engine's caches.
-fn start(engine: &EngineHandle, config: KvTransfer) -> Result<KvTransfers> {
+fn start(engine: &EngineHandle, config: KvTransfer) -> Result<Connector> {
     let runtime = tokio::runtime::Handle::current();
-    let transfers = runtime.block_on(KvTransfers::start(engine, config))?;
-    if let Some(port) = transfers.port() {
+    let connector = runtime.block_on(Connector::start(engine, config))?;
+    if let Some(port) = connector.port() {
         tracing::info!(port, "sending caches to decode servers");
     }
-    Ok(transfers)
+    Ok(connector)
 }
 
 /// The planner of the engine's memory on this device.

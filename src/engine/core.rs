@@ -11,7 +11,7 @@ use super::event::{Event, FinishReason};
 use super::export::Exports;
 use super::options::{EngineOptions, context};
 use super::request::{PromptScores, Request, RequestId};
-use super::sampling::Vocabulary;
+use super::sampling::{Sampler, Vocabulary};
 use super::schedule::{Planned, PlannedTrace};
 use super::sequence::{Sequence, likeliest};
 use super::speculate::{Speculated, VerifiedRun};
@@ -233,20 +233,29 @@ impl Engine {
     /// A request that cannot run, with the reason; it is not queued then.
     pub fn submit(&mut self, id: RequestId, request: Request) -> Result<(), EngineError> {
         self.check(id, &request)?;
-        self.enqueue_new(id, request, None);
+        self.enqueue_new(id, request, None)?;
         Ok(())
     }
 
     /// Queues a checked request; `import` is the number of tokens whose caches are imported, if any.
-    pub(super) fn enqueue_new(&mut self, id: RequestId, request: Request, import: Option<usize>) {
+    ///
+    /// # Errors
+    /// A grammar that does not allow the answer's first tokens.
+    pub(super) fn enqueue_new(
+        &mut self,
+        id: RequestId,
+        request: Request,
+        import: Option<usize>,
+    ) -> Result<(), EngineError> {
+        let sampler = Sampler::of(&request, &self.vocabulary)?;
         let arrival = self.arrival();
         let tokens = self.cache.hash(&request.prompt);
-        let mut sequence =
-            Sequence::new(id, Arc::new(request), tokens, 0, arrival, &self.vocabulary);
+        let mut sequence = Sequence::new(id, Arc::new(request), tokens, 0, arrival, sampler);
         sequence.import = import;
         let ahead = self.queue_index(&sequence);
         self.emit(id, Event::Queued { ahead });
         self.waiting.insert(ahead, sequence);
+        Ok(())
     }
 
     /// Cancels a request. At the next step all that it holds is freed; its answers finish as cancelled.

@@ -2,10 +2,26 @@
 
 use std::fmt::Debug;
 
+use serde::{Deserialize, Serialize};
+
 /// A grammar that constrains answers. Every answer gets a guide of its own.
 pub trait Grammar: Debug + Send + Sync {
     /// A guide at the start of an answer.
     fn guide(&self) -> Box<dyn Guide>;
+
+    /// Its source, from which an engine in another process can compile it; `None` for a grammar that has none.
+    fn source(&self) -> Option<GrammarSource> {
+        None
+    }
+}
+
+/// A grammar as text.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct GrammarSource {
+    /// The grammar, in llguidance's dialect of Lark.
+    pub lark: String,
+    /// The tokens that end an answer where it is complete.
+    pub stop_ids: Vec<u32>,
 }
 
 /// The position of one answer in its grammar.

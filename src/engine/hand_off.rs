@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::event::TokenLogprobs;
 use super::request::Request;
-use super::sampling::Sampling;
+use super::sampling::{ExactSampling, Sampling};
 use crate::error::EngineError;
 
 /// The first tokens of a request's answers, and how to sample the next ones.
@@ -66,22 +66,15 @@ impl HandOff {
     }
 }
 
-/// A [`HandOff`] for serialisation: floating-point numbers by their bits, since text formats round them and have no
-/// infinities.
+/// A [`HandOff`] for serialisation.
 #[derive(Serialize, Deserialize)]
 struct Exact {
-    temperature: u64,
-    top_k: u64,
-    top_p: u64,
-    min_p: u64,
-    repetition_penalty: u64,
-    presence_penalty: u64,
-    frequency_penalty: u64,
-    logit_bias: Vec<(u32, u64)>,
-    seed: u64,
+    #[serde(flatten)]
+    sampling: ExactSampling,
     first: Vec<Option<ExactToken>>,
 }
 
+/// A [`DrawnToken`] with its floating-point numbers by their bits.
 #[derive(Serialize, Deserialize)]
 struct ExactToken {
     id: u32,
@@ -91,9 +84,7 @@ struct ExactToken {
 
 impl From<HandOff> for Exact {
     fn from(hand_off: HandOff) -> Self {
-        let HandOff { sampling, first } = hand_off;
-        let bias = sampling.logit_bias.into_iter();
-        let first = first.into_iter().map(|first| {
+        let first = hand_off.first.into_iter().map(|first| {
             let first = first?;
             let (logprob, top) = match first.logprobs {
                 Some(logprobs) => (Some(logprobs.logprob.to_bits()), logprobs.top),
@@ -106,15 +97,7 @@ impl From<HandOff> for Exact {
             })
         });
         Self {
-            temperature: sampling.temperature.to_bits(),
-            top_k: sampling.top_k as u64,
-            top_p: sampling.top_p.to_bits(),
-            min_p: sampling.min_p.to_bits(),
-            repetition_penalty: sampling.repetition_penalty.to_bits(),
-            presence_penalty: sampling.presence_penalty.to_bits(),
-            frequency_penalty: sampling.frequency_penalty.to_bits(),
-            logit_bias: bias.map(|(id, bias)| (id, bias.to_bits())).collect(),
-            seed: sampling.seed,
+            sampling: hand_off.sampling.into(),
             first: first.collect(),
         }
     }
@@ -122,7 +105,6 @@ impl From<HandOff> for Exact {
 
 impl From<Exact> for HandOff {
     fn from(exact: Exact) -> Self {
-        let bias = exact.logit_bias.into_iter();
         let first = exact.first.into_iter().map(|first| {
             let first = first?;
             let top = first.top.into_iter();
@@ -135,19 +117,8 @@ impl From<Exact> for HandOff {
                 }),
             })
         });
-        let sampling = Sampling {
-            temperature: f64::from_bits(exact.temperature),
-            top_k: usize::try_from(exact.top_k).unwrap_or(usize::MAX),
-            top_p: f64::from_bits(exact.top_p),
-            min_p: f64::from_bits(exact.min_p),
-            repetition_penalty: f64::from_bits(exact.repetition_penalty),
-            presence_penalty: f64::from_bits(exact.presence_penalty),
-            frequency_penalty: f64::from_bits(exact.frequency_penalty),
-            logit_bias: bias.map(|(id, bits)| (id, f64::from_bits(bits))).collect(),
-            seed: exact.seed,
-        };
         Self {
-            sampling,
+            sampling: exact.sampling.into(),
             first: first.collect(),
         }
     }

@@ -12,7 +12,7 @@ use super::event::Event;
 use super::hand_off::HandOff;
 use super::process_output::cache_state;
 use super::request::{Request, RequestId};
-use super::sampling::Vocabulary;
+use super::sampling::Sampler;
 use super::sequence::Sequence;
 use crate::backend::Shard;
 use crate::cache::{Assembled, CacheHeader, CacheLayout, StateSource};
@@ -75,8 +75,7 @@ impl Engine {
             let found = format!("{position} tokens");
             return Err(mismatch("tokens", expected, found).into());
         }
-        self.enqueue_new(id, request, Some(position));
-        Ok(())
+        Ok(self.enqueue_new(id, request, Some(position))?)
     }
 
     /// An import has its slot and blocks.
@@ -144,10 +143,18 @@ impl Engine {
         if let Some(hand_off) = hand_off {
             hand_off.check(request, self.model.config().vocab_size)?;
         }
+        let request = match hand_off {
+            Some(hand_off) => Arc::new(Request {
+                sampling: hand_off.sampling.clone(),
+                ..(**request).clone()
+            }),
+            None => Arc::clone(request),
+        };
+        let sampler = Sampler::of(&request, &self.vocabulary)?;
         let incoming = self.incoming.remove(index);
         // Tokens that were not computed here but cached here.
         let (done, cached) = (tokens, incoming.cached);
-        let mut sequence = ready_sequence(incoming, tokens, hand_off, &self.vocabulary);
+        let mut sequence = ready_sequence(incoming, tokens, request, sampler);
         self.emit(id, Event::Prefill { done, cached });
         if sequence.checkpoint_here(&self.options, self.model.limits().block_tokens)
             && let Err(error) = cache_state(&mut self.cache, &mut self.model, &mut sequence).await
@@ -235,18 +242,11 @@ impl Engine {
 fn ready_sequence(
     incoming: Sequence,
     tokens: usize,
-    hand_off: Option<&HandOff>,
-    vocabulary: &Vocabulary,
+    request: Arc<Request>,
+    sampler: Sampler,
 ) -> Sequence {
-    let request = match hand_off {
-        Some(hand_off) => Arc::new(Request {
-            sampling: hand_off.sampling.clone(),
-            ..(*incoming.request).clone()
-        }),
-        None => incoming.request,
-    };
     let (id, arrival) = (incoming.id, incoming.arrival);
-    let mut sequence = Sequence::new(id, request, incoming.tokens, 0, arrival, vocabulary);
+    let mut sequence = Sequence::new(id, request, incoming.tokens, 0, arrival, sampler);
     sequence.position = tokens;
     sequence.cached = tokens;
     sequence.allocation = incoming.allocation;

@@ -13,6 +13,8 @@
 mod admit;
 mod ahead;
 mod chunk_boundary;
+#[cfg(not(target_arch = "wasm32"))]
+mod client;
 mod core;
 mod event;
 #[cfg_attr(
@@ -35,6 +37,7 @@ mod memory_planner;
 mod options;
 mod output;
 mod process_output;
+mod remote_request;
 mod request;
 mod sampling;
 mod schedule;
@@ -52,10 +55,12 @@ mod undo;
 
 pub use self::core::Engine;
 pub use self::schedule::TIMED_OF;
+#[cfg(not(target_arch = "wasm32"))]
+pub use client::EngineClient;
 pub use event::{Event, FinishReason, Scored, Sink, TokenLogprobs, Usage};
 #[cfg(not(target_arch = "wasm32"))]
 pub use export_stream::ExportStream;
-pub use grammar::{Grammar, Guide};
+pub use grammar::{Grammar, GrammarSource, Guide};
 pub use hand_off::{DrawnToken, HandOff};
 #[cfg(not(target_arch = "wasm32"))]
 pub use handle::{Answer, EngineHandle};
@@ -65,6 +70,7 @@ pub use lookup::PromptLookup;
 pub use memory_planner::MemoryPlanner;
 pub use options::{BLOCK_TOKENS, EngineOptions, EngineSizes, PREFILL_CHUNK};
 pub use output::{Output, OutputProcessor};
+pub use remote_request::RemoteRequest;
 pub use request::{PromptScores, Request, RequestId, check_prompt};
 pub use sampling::Sampling;
 pub use score::Score;

@@ -6,6 +6,7 @@ use super::core::{Engine, pools};
 use super::event::{Event, Scored};
 use super::hand_off::DrawnToken;
 use super::request::PromptScores;
+use super::sampling::Sampler;
 use super::schedule::{Planned, PlannedSegment};
 use super::sequence::{Sequence, likeliest};
 use crate::backend::{Choice, Drawn, StepOutput};
@@ -203,7 +204,8 @@ impl Engine {
         for sample in (0..request.samples).rev() {
             let (request, tokens) = (Arc::clone(&request), sequence.tokens.clone());
             let (id, arrival) = (sequence.id, sequence.arrival);
-            let mut answer = Sequence::new(id, request, tokens, sample, arrival, &self.vocabulary);
+            let sampler = Sampler::of(&request, &self.vocabulary)?;
+            let mut answer = Sequence::new(id, request, tokens, sample, arrival, sampler);
             answer.single = true;
             answer.position = sequence.position;
             answer.cached = sequence.cached;

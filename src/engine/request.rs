@@ -14,7 +14,8 @@ use crate::model::TraceChoice;
 pub struct RequestId(pub u64);
 
 /// What is reported about the prompt itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum PromptScores {
     /// Nothing.
     #[default]
@@ -40,6 +41,12 @@ pub struct Request {
     pub grammar: Option<Arc<dyn Grammar>>,
     /// Number of answers to the prompt, sampled independently.
     pub samples: usize,
+    /// The number of its first answer among those of a larger request of which this is a part: random numbers depend on it.
+    /// Usually 0.
+    pub first_sample: usize,
+    /// How many of the prompt's last tokens are the first tokens of the answer, which another engine generated: penalties,
+    /// random numbers and the grammar continue after them. Usually 0; otherwise there is one answer.
+    pub answered: usize,
     /// Number of most likely tokens to report with their log-probabilities, in addition to each token's own; `None` reports
     /// none. Frames of a trace have them too, also for the prompt's tokens.
     pub logprobs: Option<usize>,
@@ -78,6 +85,8 @@ impl Request {
             sampling: Sampling::GREEDY,
             grammar: None,
             samples: 1,
+            first_sample: 0,
+            answered: 0,
             logprobs: None,
             priority: 0,
             turn_ends: Vec::new(),
@@ -96,8 +105,18 @@ impl Request {
     pub fn check(&self, config: &ModelConfig) -> Result<(), EngineError> {
         check_prompt(config, &self.prompt)?;
         self.sampling.check(config.vocab_size)?;
+        let answered = match self.samples {
+            1 => self.prompt.len() - 1,
+            _ => 0,
+        };
         let counts = [
             ("n", "from 1 to 128", self.samples, 1..=128),
+            (
+                "answered",
+                "of one answer, and fewer than all tokens",
+                self.answered,
+                0..=answered,
+            ),
             ("logprobs", "at most 64", self.logprobs.unwrap_or(0), 0..=64),
         ];
         for (parameter, expected, found, range) in counts {

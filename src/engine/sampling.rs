@@ -3,6 +3,8 @@
 //!
 //! The device draws ([`Draw`]); this is what a draw is made of.
 
+mod exact;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -10,8 +12,10 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::grammar::Guide;
+use super::request::Request;
 use crate::backend::{Draw, LogitChange};
 use crate::error::EngineError;
+pub(super) use exact::ExactSampling;
 
 /// Sampling parameters.
 #[derive(Clone, Debug, PartialEq)]
@@ -208,6 +212,8 @@ pub(super) struct Sampler {
     vocabulary: Vocabulary,
     /// Number of tokens of the answer.
     position: u64,
+    /// Added to an answer's number.
+    first_sample: usize,
     /// Tokens whose logits change.
     tokens: BTreeMap<u32, TokenState>,
     guide: Option<Box<dyn Guide>>,
@@ -217,7 +223,7 @@ pub(super) struct Sampler {
 
 impl Sampler {
     /// A sampler at the start of an answer.
-    pub(super) fn new(sampling: &Sampling, vocabulary: &Vocabulary, prompt: &[u32]) -> Self {
+    fn new(sampling: &Sampling, vocabulary: &Vocabulary, prompt: &[u32]) -> Self {
         let mut tokens: BTreeMap<u32, TokenState> = BTreeMap::new();
         if sampling.repetition_penalty != 1.0 {
             for token in prompt {
@@ -231,15 +237,33 @@ impl Sampler {
             sampling: sampling.clone(),
             vocabulary: vocabulary.clone(),
             position: 0,
+            first_sample: 0,
             tokens,
             guide: None,
             complete: false,
         }
     }
 
+    /// The sampler of a request's answers, after the tokens that another engine generated.
+    ///
+    /// # Errors
+    /// Tokens that the grammar does not allow.
+    pub(super) fn of(request: &Request, vocabulary: &Vocabulary) -> Result<Self, EngineError> {
+        let (prompt, answered) = request
+            .prompt
+            .split_at(request.prompt.len() - request.answered);
+        let guide = request.grammar.as_ref().map(|grammar| grammar.guide());
+        let mut sampler = Self::new(&request.sampling, vocabulary, prompt).guided(guide);
+        sampler.first_sample = request.first_sample;
+        for token in answered {
+            sampler.take(*token)?;
+        }
+        Ok(sampler)
+    }
+
     /// Constrains the tokens by a grammar.
     #[must_use]
-    pub(super) fn guided(mut self, guide: Option<Box<dyn Guide>>) -> Self {
+    fn guided(mut self, guide: Option<Box<dyn Guide>>) -> Self {
         self.guide = guide;
         self
     }
@@ -281,7 +305,7 @@ impl Sampler {
             top_k: sampling.top_k,
             top_p: sampling.top_p,
             min_p: sampling.min_p,
-            random: sampling.random(answer, self.position + ahead),
+            random: sampling.random(self.first_sample + answer, self.position + ahead),
             allowed: allowed.clone(),
             changes: Arc::clone(&changes),
         };

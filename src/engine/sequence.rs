@@ -6,7 +6,7 @@ use super::event::{Event, FinishReason, TokenLogprobs, Usage};
 use super::hand_off::DrawnToken;
 use super::options::EngineOptions;
 use super::request::{Request, RequestId};
-use super::sampling::{Sampler, Vocabulary};
+use super::sampling::Sampler;
 use super::speculate::VerifiedRun;
 use crate::backend::{Choice, Drawn};
 use crate::cache::{Allocation, HashedTokens, PrefixHandle};
@@ -48,13 +48,14 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
+    /// The answer number `sample` of a request; `sampler` is that of its first token.
     pub(super) fn new(
         id: RequestId,
         request: Arc<Request>,
         tokens: HashedTokens,
         sample: usize,
         arrival: u64,
-        vocabulary: &Vocabulary,
+        sampler: Sampler,
     ) -> Self {
         Self {
             id,
@@ -72,8 +73,7 @@ impl Sequence {
             verified: VerifiedRun::default(),
             prefix: PrefixHandle::default(),
             allocation: None,
-            sampler: Sampler::new(&request.sampling, vocabulary, &request.prompt)
-                .guided(request.grammar.as_ref().map(|grammar| grammar.guide())),
+            sampler,
             request,
         }
     }

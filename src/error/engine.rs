@@ -190,6 +190,32 @@ pub enum EngineError {
         /// Number of KDA layers and of blocks of MLA layers that did not come.
         missing: usize,
     },
+    /// A request that only an engine of this process can run.
+    #[error("{what} cannot be sent to an engine in another process")]
+    NotRemote {
+        /// What of it.
+        what: &'static str,
+    },
+    /// Fewer tokens than the prompt of the request has.
+    #[error("the request's prompt has {expected} tokens, but {found} came")]
+    PromptCut {
+        /// Tokens of the prompt.
+        expected: usize,
+        /// Tokens that came.
+        found: usize,
+    },
+    /// Engines in other processes that cannot be reached, or were lost during an answer.
+    #[error("{reason}")]
+    Unavailable {
+        /// What is missing or was lost.
+        reason: String,
+    },
+    /// A request that an engine in another process refused.
+    #[error("{reason}")]
+    Refused {
+        /// What it said.
+        reason: String,
+    },
     /// A stream of caches whose request was cancelled.
     #[error("the request whose caches were sent was cancelled")]
     TransferCancelled,

@@ -142,6 +142,9 @@ pub enum TransferError {
         /// Its bytes.
         found: usize,
     },
+    /// A transfer in a role that was not configured.
+    #[error("caches are not transferred in this direction: this instance is no {0}")]
+    NoRole(&'static str),
     /// A producer or consumer that was shut down.
     #[error("cache transfers are shut down on this side")]
     Closed,

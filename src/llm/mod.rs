@@ -223,6 +223,12 @@ impl Llm {
         &self.engine
     }
 
+    /// Its files and its engine.
+    #[must_use]
+    pub fn into_parts(self) -> (LlmFiles, EngineHandle) {
+        (self.files, self.engine)
+    }
+
     /// Its configuration, tokenizer and chat template.
     #[must_use]
     pub fn files(&self) -> &LlmFiles {

@@ -9,19 +9,17 @@ use tokio::task::AbortHandle;
 
 use super::error::{ApiError, Result};
 use super::gate::Inside;
-use super::kv_export::{self, HandOffSender};
-use super::kv_import::{self, ReservedSender};
-use super::kv_params::Remote;
+use super::kv_params::{self, Remote};
 use super::metrics::Watch;
 use super::service::Service;
-use crate::engine::{EngineHandle, Event, Output, OutputProcessor, Request, RequestId, Sink};
-use crate::error::{EngineError, Error};
+use crate::engine::{EngineClient, Event, Output, OutputProcessor, Request, RequestId, Sink};
+use crate::error::{EngineError, Error, TransferError};
 use crate::transfer::Offer;
 
 /// The outputs of the requests of one call. Dropping it cancels them: a client that disconnects frees what it held.
 pub(super) struct Answers {
     ids: Vec<RequestId>,
-    engine: EngineHandle,
+    engine: Arc<dyn EngineClient>,
     outputs: UnboundedReceiver<(usize, Output)>,
     /// Outputs that came before all requests had been accepted.
     early: VecDeque<(usize, Output)>,
@@ -56,8 +54,6 @@ impl Drop for Answers {
 struct RequestSink {
     index: usize,
     watch: Watch,
-    hand_off: Option<HandOffSender>,
-    on_reserved: Option<ReservedSender>,
     sender: UnboundedSender<(usize, Output)>,
 }
 
@@ -65,12 +61,6 @@ impl RequestSink {
     fn sink(mut self, processor: &OutputProcessor) -> Sink {
         processor.clone().sink(move |output| {
             self.watch.see(&output.event);
-            if let Some(hand_off) = &mut self.hand_off {
-                hand_off.see(&output.event);
-            }
-            if let Some(on_reserved) = &mut self.on_reserved {
-                on_reserved.see(&output.event);
-            }
             // The client may have disconnected; the request is cancelled then.
             let _ = self.sender.send((self.index, output));
         })
@@ -93,7 +83,7 @@ impl Answers {
         remote: Option<&Remote>,
     ) -> Result<Self> {
         let (sender, outputs) = mpsc::unbounded_channel();
-        let engine = service.engine().clone();
+        let engine = Arc::clone(service.engine());
         let mut answers = Self {
             ids: Vec::with_capacity(requests.len()),
             engine,
@@ -110,8 +100,6 @@ impl Answers {
             let seen = RequestSink {
                 index,
                 watch: Watch::new(Arc::clone(&service.metrics), &request, log.clone()),
-                hand_off: None,
-                on_reserved: None,
                 sender: sender.clone(),
             };
             (request, seen)
@@ -147,31 +135,32 @@ impl Answers {
         &mut self,
         service: &Service,
         request: Request,
-        mut seen: RequestSink,
+        seen: RequestSink,
         processor: &OutputProcessor,
         remote: &Remote,
     ) -> Result<()> {
-        let transfers = service.transfers().ok_or_else(kv_import::no_transfers)?;
+        let connector = service.connector().ok_or_else(kv_params::no_transfers)?;
+        let sink = seen.sink(processor);
         match remote {
             Remote::Decode { id } => {
-                let id = id.clone().unwrap_or_else(|| transfers.next_id());
-                let (hand_off, handed) = kv_export::hand_off_channel();
-                seen.hand_off = Some(hand_off);
-                let sink = seen.sink(processor);
-                let exported = kv_export::export(service, request, sink, handed, &id).await;
-                let (request, offer) = exported?;
+                if !connector.sends() {
+                    return Err(kv_params::wrong_role("do_remote_decode", "kv_producer"));
+                }
+                let id = id.clone().unwrap_or_else(|| connector.next_id());
+                let exported = connector.export(request, sink, &id).await;
+                let (request, offer) = exported.map_err(|error| refusal(service, &error))?;
                 self.ids.push(request);
                 self.offer = Some(offer);
-                self.kv_transfer_params = Some(transfers.answer(&id));
+                self.kv_transfer_params = Some(kv_params::answer(connector, &id));
             }
             Remote::Prefill { id, address } => {
-                let address = transfers.address(address.as_ref());
-                let address = address.ok_or_else(kv_import::no_address)?;
-                let (on_reserved, reserved) = kv_import::reserved_channel();
-                seen.on_reserved = Some(on_reserved);
-                let (sink, from) = (seen.sink(processor), (address, id.clone()));
-                let imported = kv_import::import(service, request, sink, reserved, from).await;
-                let (request, fetching) = imported?;
+                if !connector.fetches() {
+                    return Err(kv_params::wrong_role("do_remote_prefill", "kv_consumer"));
+                }
+                let address = connector.address(address.as_ref());
+                let address = address.ok_or_else(kv_params::no_address)?;
+                let imported = connector.import(request, sink, address, id.clone()).await;
+                let (request, fetching) = imported.map_err(|error| refusal(service, &error))?;
                 self.ids.push(request);
                 self.fetching = Some(fetching);
             }
@@ -203,6 +192,10 @@ pub(super) fn refusal(service: &Service, error: &Error) -> ApiError {
         Error::Engine(EngineError::QueueFull { .. }) => {
             ApiError::overloaded(error.to_string(), service.metrics.retry_after())
         }
+        Error::Transfer(TransferError::Duplicate { .. } | TransferError::IdLength { .. }) => {
+            ApiError::field("kv_transfer_params.transfer_id", error.to_string())
+        }
+        Error::Transfer(TransferError::Closed) => ApiError::unavailable(error.to_string()),
         other => ApiError::from(other),
     }
 }

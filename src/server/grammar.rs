@@ -15,28 +15,35 @@ use serde_json::Value;
 use super::error::{ApiError, Result};
 use super::fields::shorten;
 use super::schema;
-use crate::engine::{Grammar, Guide};
+use crate::engine::{Grammar, GrammarSource, Guide};
 use crate::error::TokenizerError;
 use crate::tokenizer::Tokenizer;
 
 /// How long it is looked for what is wrong with a schema.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What grammars are compiled against.
-pub(super) struct Grammars {
+/// Compiles grammars against a vocabulary.
+pub struct Grammars {
+    stop_ids: Vec<u32>,
     /// Nothing for a model without stop tokens: its answers could not end.
     factory: Option<ParserFactory>,
 }
 
 impl Grammars {
-    /// Prepares a vocabulary of `rows` ids.
-    pub(super) fn new(
+    /// Prepares a vocabulary of `rows` ids, of which `stop_ids` end an answer.
+    ///
+    /// # Errors
+    /// A vocabulary that llguidance does not take.
+    pub fn new(
         tokenizer: &Tokenizer,
         rows: usize,
         stop_ids: &[u32],
     ) -> std::result::Result<Self, TokenizerError> {
         let Some(first) = stop_ids.first() else {
-            return Ok(Self { factory: None });
+            return Ok(Self {
+                stop_ids: Vec::new(),
+                factory: None,
+            });
         };
         let words: Vec<Vec<u8>> = (0..rows as u32).map(|id| word(tokenizer, id)).collect();
         let trie = TokTrie::from(&TokRxInfo::new(rows as u32, *first), &words);
@@ -50,27 +57,42 @@ impl Grammars {
         factory.quiet();
         factory.limits_mut().verbose_errors = false;
         Ok(Self {
+            stop_ids: stop_ids.to_vec(),
             factory: Some(factory),
         })
     }
 
-    /// Compiles a grammar; where it cannot be, says why.
+    /// Compiles a grammar in llguidance's dialect of Lark.
     ///
     /// # Errors
-    /// A model whose answers of a given form could not end.
-    pub(super) fn compile(
-        &self,
-        lark: String,
-    ) -> Result<std::result::Result<Arc<dyn Grammar>, String>> {
+    /// Why it cannot be compiled, or that no answer of the model could end.
+    pub fn compile(&self, lark: String) -> std::result::Result<Arc<dyn Grammar>, String> {
         let Some(factory) = &self.factory else {
-            let message = "this model has no stop token, so that no answer of a given form can end";
-            return Err(ApiError::invalid(message));
+            return Err(NO_STOP.to_owned());
         };
-        let matcher = Matcher::new(factory.create_parser(TopLevelGrammar::from_lark(lark)));
-        Ok(match matcher.get_error() {
-            Some(error) => Err(reason(&error)),
-            None => Ok(Arc::new(Compiled(Mutex::new(matcher)))),
-        })
+        let grammar = TopLevelGrammar::from_lark(lark.clone());
+        let matcher = Matcher::new(factory.create_parser(grammar));
+        if let Some(error) = matcher.get_error() {
+            return Err(reason(&error));
+        }
+        Ok(Arc::new(Compiled {
+            matcher: Mutex::new(matcher),
+            source: GrammarSource {
+                lark,
+                stop_ids: self.stop_ids.clone(),
+            },
+        }))
+    }
+
+    /// Whether answers can end, as those that follow a grammar must.
+    ///
+    /// # Errors
+    /// A model without a stop token.
+    pub(super) fn check_stop(&self) -> Result<()> {
+        match self.factory {
+            Some(_) => Ok(()),
+            None => Err(ApiError::invalid(NO_STOP)),
+        }
     }
 
     /// Where in a schema the part is that cannot be held, and why; `None` where all can.
@@ -88,6 +110,8 @@ impl Grammars {
         schema::locate(schema, &refused)
     }
 }
+
+const NO_STOP: &str = "this model has no stop token, so that no answer of a given form can end";
 
 /// What llguidance says of a grammar, without the grammar: the first line and, of a regular expression, what is wrong with it.
 fn reason(error: &str) -> String {
@@ -124,7 +148,10 @@ pub(super) fn literal(text: &str) -> String {
     Value::from(text).to_string()
 }
 
-struct Compiled(Mutex<Matcher>);
+struct Compiled {
+    matcher: Mutex<Matcher>,
+    source: GrammarSource,
+}
 
 impl std::fmt::Debug for Compiled {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -134,8 +161,12 @@ impl std::fmt::Debug for Compiled {
 
 impl Grammar for Compiled {
     fn guide(&self) -> Box<dyn Guide> {
-        let matcher = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let matcher = self.matcher.lock().unwrap_or_else(PoisonError::into_inner);
         Box::new(Following(matcher.deep_clone()))
+    }
+
+    fn source(&self) -> Option<GrammarSource> {
+        Some(self.source.clone())
     }
 }
 
@@ -164,7 +195,7 @@ pub(super) fn takes(lark: &str, text: &str) -> bool {
     let tokenizer = Tokenizer::from_dir(std::path::Path::new(folder)).unwrap();
     let stop_ids = tokenizer.eos_ids();
     let grammars = Grammars::new(&tokenizer, tokenizer.vocab_size(), &stop_ids).unwrap();
-    let compiled = grammars.compile(lark.to_owned()).unwrap();
+    let compiled = grammars.compile(lark.to_owned());
     let mut guide = compiled
         .unwrap_or_else(|error| panic!("{error}: {lark}"))
         .guide();

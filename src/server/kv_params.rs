@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::error::{ApiError, Result};
 use super::fields::Fields;
+use crate::connector::Connector;
 
 /// Maximum length of a transfer's name in bytes.
 const LONGEST_ID: usize = 256;
@@ -98,7 +99,17 @@ pub(super) fn take(fields: &mut Fields) -> Result<Option<Remote>> {
 }
 
 /// The field in a prefill server's answer, which is passed on to the decode server unchanged.
-pub(super) fn answer(id: &str, host: &str, port: u16, engine_id: &str) -> Value {
+pub(super) fn answer(connector: &Connector, id: &str) -> Value {
+    let (host, port) = (connector.host(), connector.port());
+    location(
+        id,
+        host.unwrap_or_default(),
+        port.unwrap_or_default(),
+        connector.engine_id(),
+    )
+}
+
+fn location(id: &str, host: &str, port: u16, engine_id: &str) -> Value {
     json!({
         "do_remote_prefill": true,
         "do_remote_decode": false,
@@ -107,6 +118,25 @@ pub(super) fn answer(id: &str, host: &str, port: u16, engine_id: &str) -> Value 
         "remote_engine_id": engine_id,
         "transfer_id": id,
     })
+}
+
+/// The error for a transfer on a server without transfers.
+pub(super) fn no_transfers() -> ApiError {
+    let message = "`kv_transfer_params`: this server takes no part in transfers of caches; it is started with --kv-transfer for that";
+    ApiError::field("kv_transfer_params", message).code("unsupported_value")
+}
+
+/// The error for an import without an address.
+pub(super) fn no_address() -> ApiError {
+    let message = "`remote_host` and `remote_port` are missing, and this server was given no producer (--kv-transfer connect:HOST:PORT)";
+    ApiError::field("kv_transfer_params.remote_host", message).code("missing_required_parameter")
+}
+
+/// The error for a request for the other role.
+pub(super) fn wrong_role(field: &str, role: &str) -> ApiError {
+    let field = format!("kv_transfer_params.{field}");
+    let message = format!("`{field}`: this server is no {role}");
+    ApiError::field(&field, message).code("unsupported_value")
 }
 
 #[cfg(test)]
@@ -127,7 +157,7 @@ mod tests {
         let decode = r#"{"do_remote_decode": true, "do_remote_prefill": false, "remote_engine_id": null,
             "remote_block_ids": null, "remote_host": null, "remote_port": null}"#;
         assert_eq!(taken(decode).unwrap(), Some(Remote::Decode { id: None }));
-        let passed_on = answer("X", "h", 7, "e").to_string();
+        let passed_on = location("X", "h", 7, "e").to_string();
         let expected = Remote::Prefill {
             id: "X".to_owned(),
             address: Some(("h".to_owned(), 7)),

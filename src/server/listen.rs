@@ -15,15 +15,17 @@ use tokio::net::{TcpListener, ToSocketAddrs};
 use tokio_io_timeout::TimeoutStream;
 
 use super::gate::Gate;
-use super::kv_transfer::KvTransfers;
 use super::metrics::Metrics;
 use super::options::ServerOptions;
 use super::routes::{Shared, router};
 use super::service::Service;
 #[cfg(unix)]
 use super::socket::Socket;
+use crate::backend::Device;
+use crate::connector::Connector;
+use crate::engine::EngineClient;
 use crate::error::TokenizerError;
-use crate::llm::Llm;
+use crate::llm::{Llm, LlmFiles};
 
 /// How often measurements are put in order, whether or not anybody reads them, and it is looked whether the server is idle.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -48,19 +50,48 @@ enum Listener {
     Unix(Socket),
 }
 
+/// A model that a server answers with.
+pub struct ServedModel {
+    /// Its configuration, tokenizer and chat template.
+    pub files: LlmFiles,
+    /// The engine that runs it, in this process or in others.
+    pub engine: Arc<dyn EngineClient>,
+    /// The device that it runs on, if that is one of this machine.
+    pub device: Option<Device>,
+    /// Maximum tokens of a prompt and its answer together.
+    pub context: usize,
+}
+
+impl From<Llm> for ServedModel {
+    fn from(llm: Llm) -> Self {
+        let (context, device) = (llm.context(), llm.device().clone());
+        let (files, engine) = llm.into_parts();
+        Self {
+            files,
+            engine: Arc::new(engine),
+            device: Some(device),
+            context,
+        }
+    }
+}
+
 /// Gives a server its model, from wherever that is loaded.
 #[derive(Clone)]
 pub struct Opener(Arc<Shared>);
 
 impl Opener {
-    /// From now on the server answers with this model, and takes part in transfers of its caches where `transfers` is there. A second
+    /// From now on the server answers with this model, and takes part in transfers of its caches where `connector` is there. A second
     /// model is not taken.
     ///
     /// # Errors
     /// A vocabulary that grammars cannot be compiled for.
-    pub fn open(&self, llm: Llm, transfers: Option<KvTransfers>) -> Result<(), TokenizerError> {
+    pub fn open(
+        &self,
+        model: ServedModel,
+        connector: Option<Connector>,
+    ) -> Result<(), TokenizerError> {
         let (options, metrics) = (Arc::clone(&self.0.options), Arc::clone(&self.0.metrics));
-        let service = Service::new(llm, transfers, options, metrics)?;
+        let service = Service::new(model, connector, options, metrics)?;
         let _ = self.0.service.set(Arc::new(service));
         Ok(())
     }
@@ -185,8 +216,8 @@ impl Server {
                 tracing::warn!("the time to finish is over: what is still under way is cut");
             }
             let service = self.shared.service.get();
-            if let Some(transfers) = service.and_then(|service| service.transfers()) {
-                transfers.shutdown().await;
+            if let Some(connector) = service.and_then(|service| service.connector()) {
+                connector.shutdown().await;
             }
         };
         tokio::select! {

@@ -12,7 +12,7 @@ use metrics_exporter_prometheus::{
 };
 
 use super::kv_metrics::KvMetrics;
-use super::kv_transfer::KvTransfers;
+use crate::connector::Connector;
 use crate::engine::{Event, FinishReason, Status, Usage};
 
 const SECONDS: [f64; 20] = [
@@ -300,8 +300,8 @@ impl Metrics {
     }
 
     /// Updates the series of cache transfers.
-    pub(super) fn transfers(&self, transfers: &KvTransfers) {
-        let (roles, recomputed) = transfers.stats();
+    pub(super) fn transfers(&self, connector: &Connector) {
+        let (roles, recomputed) = connector.stats();
         let names: Vec<_> = roles.iter().map(|(role, _)| *role).collect();
         let metrics = self
             .transfers

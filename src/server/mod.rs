@@ -5,7 +5,8 @@
 //! `completions.rs`, `responses/` or `anthropic/`. Who runs and who waits is the engine's decision; here it is only told
 //! (`answers.rs`). Connections come over TCP or a Unix socket, with TLS if it is configured (`listen.rs`).
 //!
-//! If one server prefills a prompt and another answers it, `kv_transfer.rs` moves the caches between them.
+//! If one server prefills a prompt and another answers it, a [`Connector`](crate::connector::Connector) moves the caches
+//! between them. The engine is an [`EngineClient`](crate::engine::EngineClient): it may be in other processes.
 
 mod answers;
 mod anthropic;
@@ -21,12 +22,8 @@ mod gate;
 mod gbnf;
 mod grammar;
 mod http_tls;
-mod kv_config;
-mod kv_export;
-mod kv_import;
 mod kv_metrics;
 mod kv_params;
-mod kv_transfer;
 mod listen;
 mod logprobs;
 mod metrics;
@@ -57,10 +54,9 @@ mod tokens;
 mod tools;
 mod usage;
 
+pub use grammar::Grammars;
 pub use http_tls::{ClientCertificates, HttpTls, HttpTlsError, HttpTlsFiles};
-pub use kv_config::KvConfigError;
-pub use kv_transfer::{KvTransfer, KvTransfers, LoadFailure};
-pub use listen::{Opener, Server};
+pub use listen::{Opener, ServedModel, Server};
 pub use options::{Origins, ServerOptions};
 pub use reasoning::ReasoningParser;
 pub use sampling_defaults::{SamplingDefaults, SamplingDefaultsError};

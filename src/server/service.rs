@@ -9,19 +9,19 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use super::error::{ApiError, Result};
 use super::fields::shorten;
 use super::grammar::Grammars;
-use super::kv_transfer::KvTransfers;
+use super::listen::ServedModel;
 use super::metrics::Metrics;
 use super::options::ServerOptions;
 use super::responses::Store;
 use crate::backend::Device;
-use crate::engine::{EngineHandle, Request};
+use crate::connector::Connector;
+use crate::engine::{EngineClient, Request};
 use crate::error::TokenizerError;
-use crate::llm::Llm;
 use crate::tokenizer::{ChatTemplate, Tokenizer};
 
 /// A running engine with its tokenizer and chat template.
 pub(super) struct Service {
-    llm: Llm,
+    model: ServedModel,
     stop_ids: Vec<u32>,
     grammars: Grammars,
     /// Limits how many prompts are rendered and encoded at the same time, which takes CPU time from the engine.
@@ -29,7 +29,7 @@ pub(super) struct Service {
     /// Limits how many large bodies are read or encoded at the same time, which takes memory and CPU time from other requests.
     large: Semaphore,
     seeds: Option<Mutex<ChaCha8Rng>>,
-    transfers: Option<Arc<KvTransfers>>,
+    connector: Option<Connector>,
     /// Stored responses, for `previous_response_id`.
     pub(super) responses: Store,
     /// Seconds since 1970 when it was made.
@@ -45,17 +45,17 @@ const ENCODERS: usize = 4;
 const LARGE: usize = 256 << 10;
 
 impl Service {
-    /// A service for a model, with its cache transfers if configured. Without a template chats are refused.
+    /// A service for a model, with the connector of its cache transfers if configured. Without a template chats are refused.
     ///
     /// # Errors
     /// A vocabulary that grammars cannot be compiled for.
     pub(super) fn new(
-        llm: Llm,
-        transfers: Option<KvTransfers>,
+        model: ServedModel,
+        connector: Option<Connector>,
         options: Arc<ServerOptions>,
         metrics: Arc<Metrics>,
     ) -> std::result::Result<Self, TokenizerError> {
-        let files = llm.files();
+        let files = &model.files;
         let mut stop_ids = files.stop_ids();
         let vocabulary = files.tokenizer.vocab_size();
         let more = options.sampling_defaults.eos_token_ids.iter().copied();
@@ -65,14 +65,14 @@ impl Service {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Ok(Self {
             grammars: Grammars::new(&files.tokenizer, files.config.vocab_size, &stop_ids)?,
-            llm,
+            model,
             stop_ids,
             encoders: Semaphore::new(ENCODERS),
             large: Semaphore::new(1),
             seeds: options
                 .seed
                 .map(|seed| Mutex::new(ChaCha8Rng::seed_from_u64(seed))),
-            transfers: transfers.map(Arc::new),
+            connector,
             responses: Store::default(),
             created: now.map_or(0, |since| since.as_secs()),
             options,
@@ -80,22 +80,22 @@ impl Service {
         })
     }
 
-    pub(super) fn engine(&self) -> &EngineHandle {
-        self.llm.engine()
+    pub(super) fn engine(&self) -> &Arc<dyn EngineClient> {
+        &self.model.engine
     }
 
-    /// The device that it runs on.
-    pub(super) fn device(&self) -> &Device {
-        self.llm.device()
+    /// The device that it runs on, if that is one of this machine.
+    pub(super) fn device(&self) -> Option<&Device> {
+        self.model.device.as_ref()
     }
 
-    /// Its transfers of caches, if configured.
-    pub(super) fn transfers(&self) -> Option<&Arc<KvTransfers>> {
-        self.transfers.as_ref()
+    /// The connector of its cache transfers, if configured.
+    pub(super) fn connector(&self) -> Option<&Connector> {
+        self.connector.as_ref()
     }
 
     pub(super) fn tokenizer(&self) -> &Arc<Tokenizer> {
-        &self.llm.files().tokenizer
+        &self.model.files.tokenizer
     }
 
     pub(super) fn template(&self) -> Result<&ChatTemplate> {
@@ -103,16 +103,16 @@ impl Service {
             ApiError::invalid("this model has no chat template; use /v1/completions")
                 .code("no_chat_template")
         };
-        self.llm.files().template.as_ref().ok_or_else(none)
+        self.model.files.template.as_ref().ok_or_else(none)
     }
 
     /// Maximum tokens of a prompt and its answer together.
     pub(super) fn context(&self) -> usize {
-        self.llm.context()
+        self.model.context
     }
 
     pub(super) fn vocabulary(&self) -> usize {
-        self.llm.files().config.vocab_size
+        self.model.files.config.vocab_size
     }
 
     pub(super) fn stop_ids(&self) -> &[u32] {

@@ -1,5 +1,7 @@
 //! Paths for operators: health, the model and its configuration, the number of requests. They have vLLM's names.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, StatusCode, header};
@@ -21,10 +23,10 @@ pub(super) async fn health(State(shared): Server) -> Result<Response> {
 /// The Prometheus metrics.
 pub(super) async fn metrics(State(shared): Server) -> Result<Response> {
     let service = shared.service.get();
-    if let Some(transfers) = service.and_then(|service| service.transfers()) {
-        shared.metrics.transfers(transfers);
+    if let Some(connector) = service.and_then(|service| service.connector()) {
+        shared.metrics.transfers(connector);
     }
-    let engine = service.map(|service| service.engine().clone());
+    let engine = service.map(|service| Arc::clone(service.engine()));
     // The engine replies between two steps.
     let status = match engine {
         Some(engine) => tokio::task::spawn_blocking(move || engine.status().ok())
@@ -55,7 +57,7 @@ pub(super) async fn reset_prefix_cache(
     State(shared): Server,
     request: Request,
 ) -> Result<StatusCode> {
-    let engine = shared.service_for(&request)?.engine().clone();
+    let engine = Arc::clone(shared.service_for(&request)?.engine());
     let stopped = || ApiError::unavailable("the engine has stopped");
     tokio::task::spawn_blocking(move || engine.clear_cache())
         .await
@@ -67,11 +69,12 @@ pub(super) async fn reset_prefix_cache(
 /// The model and the server's configuration, with the keys of vLLM's configuration.
 pub(super) async fn server_info(State(shared): Server, request: Request) -> Result<Response> {
     let service = shared.service_for(&request)?;
-    let engine = service.engine().clone();
-    let pools = tokio::task::spawn_blocking(move || engine.occupancy().ok())
+    let engine = Arc::clone(service.engine());
+    let status = tokio::task::spawn_blocking(move || engine.status().ok())
         .await
         .ok()
         .flatten();
+    let pools = status.map(|status| status.occupancy);
     let device = service.device();
     let info = json!({
         "model_config": {
@@ -86,7 +89,10 @@ pub(super) async fn server_info(State(shared): Server, request: Request) -> Resu
             "num_gpu_blocks": pools.map(|pools| pools.all_blocks),
             "num_state_slots": pools.map(|pools| pools.all_slots),
         },
-        "device_config": { "device": device.backend, "name": device.name },
+        "device_config": {
+            "device": device.map(|device| device.backend),
+            "name": device.map(|device| device.name.as_str()),
+        },
     });
     let version = env!("CARGO_PKG_VERSION");
     Ok(Json(json!({ "version": version, "vllm_config": info })).into_response())

@@ -206,14 +206,15 @@ impl Form {
         }
         let mut schemas = self.schemas();
         self.let_unheld_go(calls, &mut schemas)?;
-        let compile = |schemas: &[Value]| {
+        grammars.check_stop()?;
+        let compile = |schemas: &[Value]| -> Result<_> {
             let own = self.lark(calls, tokenizer, schemas)?;
-            grammars.compile(match thought {
+            Ok(grammars.compile(match thought {
                 None => own,
                 Some(thought) => {
                     format!("start: thought form\n{thought}form: %lark {{\n{own}\n}}\n")
                 }
-            })
+            }))
         };
         let first = compile(&schemas)?;
         if !calls || first.is_ok() {

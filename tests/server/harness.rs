@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kimi_linear::backend::BackendKind;
+use kimi_linear::connector::{Connector, KvTransfer};
 use kimi_linear::engine::{EngineHandle, EngineOptions, EngineSizes, Status};
 use kimi_linear::llm::{Llm, LlmFiles, LlmOptions};
-use kimi_linear::server::{KvTransfer, KvTransfers, Opener, Server, ServerOptions};
+use kimi_linear::server::{Opener, Server, ServerOptions};
 use kimi_linear::tokenizer::Tokenizer;
 use reqwest::{Client, Response};
 use serde_json::{Value, json};
@@ -78,13 +79,13 @@ impl Setup {
     }
 
     /// Starts a server that is still loading, and what makes it ready.
-    pub async fn listen(self) -> (Running, Opener, Llm, Option<KvTransfers>) {
+    pub async fn listen(self) -> (Running, Opener, Llm, Option<Connector>) {
         let llm = self.llm();
         let mut transfers = None;
         if let Some(config) = self.transfers {
-            transfers = Some(KvTransfers::start(llm.engine(), config).await.unwrap());
+            transfers = Some(Connector::start(llm.engine(), config).await.unwrap());
         }
-        let transfer_port = transfers.as_ref().and_then(KvTransfers::port);
+        let transfer_port = transfers.as_ref().and_then(Connector::port);
         let server = Server::bind(("127.0.0.1", 0), self.options).await.unwrap();
         let opener = server.opener();
         let (stop, stopped) = oneshot::channel();
@@ -119,7 +120,7 @@ impl Setup {
 
     pub async fn start(self) -> Running {
         let (running, opener, llm, transfers) = self.listen().await;
-        opener.open(llm, transfers).unwrap();
+        opener.open(llm.into(), transfers).unwrap();
         running
     }
 }

@@ -44,6 +44,7 @@ mod program;
 mod program_faults;
 mod protocol;
 mod reasoning;
+mod remote;
 mod responses;
 mod schemas;
 mod transfer;

@@ -17,7 +17,7 @@ async fn it_says_that_it_is_loading_until_it_is_not() {
     assert!(response.headers().contains_key("retry-after"));
     // There before there is a model.
     assert_eq!(server.metric("vllm:num_requests_running").await, 0.0);
-    opener.open(llm, transfers).unwrap();
+    opener.open(llm.into(), transfers).unwrap();
     assert_eq!(
         server.get("/health").await,
         (200, json!({ "status": "ok" }))

@@ -175,6 +175,75 @@ fn answers_are_those_of_one_engine() {
     }
 }
 
+/// An answer whose first tokens came from an engine that was lost: penalties, random numbers and the grammar continue after
+/// them. The tokens run as a prompt, in chunks, so that log-probabilities may differ by rounding.
+#[test]
+fn an_answer_goes_on_in_another_engine_after_any_of_its_tokens() {
+    for (kind, asked) in kinds() {
+        if asked.samples > 1 || asked.logprobs.is_none() {
+            continue;
+        }
+        let whole = answers(&mut on(cpu, "tiny-a"), asked.clone()).remove(0);
+        for cut in 1..whole.tokens.len() {
+            let (first, rest) = (&whole.tokens[..cut], &whole.tokens[cut..]);
+            let resumed = Request {
+                prompt: [&asked.prompt, first].concat(),
+                answered: cut,
+                max_tokens: asked.max_tokens - cut,
+                ..asked.clone()
+            };
+            let found = answers(&mut on(cpu, "tiny-a"), resumed).remove(0);
+            let expected = Outcome {
+                tokens: rest.to_vec(),
+                logprobs: whole.logprobs[cut..].to_vec(),
+                ..whole.clone()
+            };
+            near(&expected, &found);
+            assert_eq!(found.reason, whole.reason, "{kind} after {cut}");
+        }
+    }
+}
+
+/// Tokens that the grammar does not allow are refused, and so are more than there are, and those of several answers.
+#[test]
+fn first_tokens_that_cannot_be_the_answers_are_refused() {
+    let said = |change: &dyn Fn(&mut Request)| {
+        let mut asked = request(prompt(), 9);
+        change(&mut asked);
+        let mut engine = on(cpu, "tiny-a");
+        let id = kimi_linear::engine::RequestId(1);
+        let error = engine.submit(id, asked).unwrap_err().to_string();
+        assert!(engine.is_idle());
+        error
+    };
+    let wrong = said(&|it| {
+        it.prompt.push(1);
+        (it.grammar, it.answered) = (grammar(6), 1);
+    });
+    assert!(wrong.contains("token 1 is no 0"), "{wrong}");
+    let many = said(&|it| it.answered = it.prompt.len());
+    assert!(many.contains("answered should be"), "{many}");
+    let several = said(&|it| (it.samples, it.answered) = (2, 1));
+    assert!(several.contains("answered should be"), "{several}");
+}
+
+/// The answers of one request are those of a request for each.
+#[test]
+fn answers_asked_for_one_by_one_are_those_of_one_request() {
+    for (kind, asked) in kinds().into_iter().filter(|(_, it)| it.samples > 1) {
+        let together = answers(&mut on(cpu, "tiny-a"), asked.clone());
+        for (first_sample, expected) in together.iter().enumerate() {
+            let alone = Request {
+                samples: 1,
+                first_sample,
+                ..asked.clone()
+            };
+            let found = answers(&mut on(cpu, "tiny-a"), alone);
+            same(kind, std::slice::from_ref(expected), &found);
+        }
+    }
+}
+
 /// The sender's own events: the first token of each answer, and an end that announces more tokens.
 #[test]
 fn the_sender_draws_one_token_of_each_answer() {

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
-use kimi_linear::server::KvTransfer;
+use kimi_linear::connector::KvTransfer;
 
 /// The variable that holds the secret of both sides: a flag would be in every list of processes.
 const SECRET: &str = "KIMI_LINEAR_KV_SECRET";

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use kimi_linear::server::LoadFailure;
+use kimi_linear::connector::LoadFailure;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use kimi_linear::server::{KvTransfer, LoadFailure};
+use kimi_linear::connector::{KvTransfer, LoadFailure};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::Value;

@@ -11,7 +11,7 @@ mod relay;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kimi_linear::server::{KvTransfer, LoadFailure};
+use kimi_linear::connector::{KvTransfer, LoadFailure};
 use kimi_linear::transfer::{Secret, TransferOptions};
 use serde_json::{Value, json};
 

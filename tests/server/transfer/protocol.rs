@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kimi_linear::server::{KvTransfer, LoadFailure};
+use kimi_linear::connector::{KvTransfer, LoadFailure};
 use serde_json::json;
 
 use super::super::harness::refusal;

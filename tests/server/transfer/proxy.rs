@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
-use kimi_linear::server::{KvTransfer, LoadFailure};
+use kimi_linear::connector::{KvTransfer, LoadFailure};
 use serde_json::{Value, json};
 
 use super::super::harness::{Running, chunks, json_of, merge};

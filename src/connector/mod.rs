@@ -1,7 +1,11 @@
-//! Disaggregated prefill: one server prefills a prompt, another decodes the answer. This is one server's side, or both.
+//! Disaggregated prefill: one engine prefills a prompt, another decodes the answer. This is one engine's side, or both.
 //!
-//! A prefill server offers what its engine exports (`kv_export.rs`); a decode server fetches it, and its engine imports it
-//! (`kv_import.rs`). The protocol is in the library ([`crate::transfer`]).
+//! A prefill instance offers what its engine exports (`export.rs`); a decode instance fetches it, and its engine imports it
+//! (`import.rs`). The protocol is [`crate::transfer`].
+
+mod config;
+mod export;
+mod import;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,11 +15,12 @@ use std::time::Duration;
 use crate::engine::EngineHandle;
 use crate::error::{Error, TransferError};
 use crate::transfer::{Consumer, Identity, Producer, TransferOptions, TransferStats};
+pub use config::KvConfigError;
 
 /// Interval at which a shutdown checks for active transfers.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// The decode server's policy if caches do not come.
+/// The decode instance's policy if caches do not come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LoadFailure {
     /// Prefill the prompt here.
@@ -25,36 +30,37 @@ pub enum LoadFailure {
     Fail,
 }
 
-/// Configuration of a server's cache transfers.
+/// Configuration of an engine's cache transfers.
 #[derive(Clone, Debug)]
 pub struct KvTransfer {
-    /// The address to listen on for decode servers; `None` if caches are not sent.
+    /// The address to listen on for decode instances; `None` if caches are not sent.
     pub listen: Option<(String, u16)>,
     /// Whether caches are fetched.
     pub fetch: bool,
-    /// The host that decode servers connect to; `None` for that of the listening address.
+    /// The host that decode instances connect to; `None` for that of the listening address.
     pub advertised_host: Option<String>,
     /// The producer of requests that name none.
     pub producer: Option<(String, u16)>,
     /// The policy if caches do not come.
     pub load_failure: LoadFailure,
-    /// This server's name in answers; `None` for a random one.
+    /// This instance's name in answers; `None` for a random one.
     pub engine_id: Option<String>,
     /// Options of transfers.
     pub options: TransferOptions,
 }
 
-/// A server's running transfers.
-pub struct KvTransfers {
-    pub(super) producer: Option<Producer>,
-    pub(super) consumer: Option<Arc<Consumer>>,
+/// The running transfers of an engine.
+pub struct Connector {
+    engine: EngineHandle,
+    producer: Option<Producer>,
+    consumer: Option<Arc<Consumer>>,
     config: KvTransfer,
     engine_id: String,
     made: AtomicU64,
-    recomputed: AtomicU64,
+    recomputed: Arc<AtomicU64>,
 }
 
-impl KvTransfers {
+impl Connector {
     /// Starts transfers of `engine`'s caches, as configured.
     ///
     /// # Errors
@@ -76,16 +82,37 @@ impl KvTransfers {
             .then(|| Arc::new(Consumer::new(identity, config.options.clone())));
         let drawn = || format!("{:016x}", rand::random::<u64>());
         Ok(Self {
+            engine: engine.clone(),
             producer,
             consumer,
             engine_id: config.engine_id.clone().unwrap_or_else(drawn),
             config,
             made: AtomicU64::new(0),
-            recomputed: AtomicU64::new(0),
+            recomputed: Arc::default(),
         })
     }
 
-    /// The port that decode servers connect to, if this server sends caches.
+    /// Whether caches are sent.
+    #[must_use]
+    pub fn sends(&self) -> bool {
+        self.producer.is_some()
+    }
+
+    /// Whether caches are fetched.
+    #[must_use]
+    pub fn fetches(&self) -> bool {
+        self.consumer.is_some()
+    }
+
+    /// The host that decode instances connect to, if caches are sent.
+    #[must_use]
+    pub fn host(&self) -> Option<&str> {
+        let listened = self.config.listen.as_ref().map(|(host, _)| host.as_str());
+        let advertised = self.config.advertised_host.as_deref();
+        advertised.filter(|_| self.sends()).or(listened)
+    }
+
+    /// The port that decode instances connect to, if caches are sent.
     #[must_use]
     pub fn port(&self) -> Option<u16> {
         self.producer
@@ -94,25 +121,21 @@ impl KvTransfers {
     }
 
     /// A name for a transfer without one.
-    pub(super) fn next_id(&self) -> String {
+    #[must_use]
+    pub fn next_id(&self) -> String {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
         format!("{}-{number}", self.engine_id)
     }
 
-    /// The location of the caches, for an answer.
-    pub(super) fn answer(&self, id: &str) -> serde_json::Value {
-        let listened = || self.config.listen.as_ref().map(|(host, _)| host.clone());
-        let host = self.config.advertised_host.clone().or_else(listened);
-        let (host, port) = (host.unwrap_or_default(), self.port().unwrap_or_default());
-        super::kv_params::answer(id, &host, port, &self.engine_id)
+    /// This instance's name.
+    #[must_use]
+    pub fn engine_id(&self) -> &str {
+        &self.engine_id
     }
 
-    pub(super) fn load_failure(&self) -> LoadFailure {
-        self.config.load_failure
-    }
-
-    /// The address of a request's producer, `host:port`.
-    pub(super) fn address(&self, named: Option<&(String, u16)>) -> Option<String> {
+    /// The address of a request's producer, `host:port`: the one that it names, or else that of the configuration.
+    #[must_use]
+    pub fn address(&self, named: Option<&(String, u16)>) -> Option<String> {
         let (host, port) = named.or(self.config.producer.as_ref())?;
         Some(match host.parse() {
             Ok(IpAddr::V6(_)) => format!("[{host}]:{port}"),
@@ -120,13 +143,10 @@ impl KvTransfers {
         })
     }
 
-    pub(super) fn recomputed(&self) {
-        self.recomputed.fetch_add(1, Ordering::Relaxed);
-    }
-
     /// Counters of each role, by vLLM's name of the role, and of prompts that were prefilled here because their caches did
     /// not come.
-    pub(super) fn stats(&self) -> (Vec<(&'static str, TransferStats)>, u64) {
+    #[must_use]
+    pub fn stats(&self) -> (Vec<(&'static str, TransferStats)>, u64) {
         let sent = self.producer.as_ref();
         let fetched = self.consumer.as_ref();
         let roles = sent
@@ -136,8 +156,16 @@ impl KvTransfers {
         (roles.collect(), self.recomputed.load(Ordering::Relaxed))
     }
 
+    /// Number of transfers that are active or offered.
+    #[must_use]
+    pub fn active(&self) -> u64 {
+        let (roles, _) = self.stats();
+        let active = roles.iter().map(|(_, stats)| stats.active + stats.waiting);
+        active.sum()
+    }
+
     /// Finishes active transfers; offers that were not fetched are ended, and later requests for them refused.
-    pub(super) async fn shutdown(&self) {
+    pub async fn shutdown(&self) {
         if let Some(producer) = &self.producer {
             // Each ends by itself: with its last acknowledgement, or when its consumer does not return.
             while producer.stats().active > 0 {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::kv_transfer::{KvTransfer, LoadFailure};
+use super::{KvTransfer, LoadFailure};
 use crate::error::TransferError;
 use crate::transfer::{Secret, Tls, TransferOptions};
 
