@@ -43,6 +43,13 @@ pub mod transfer;
 #[cfg(test)]
 #[path = "../tests/common/seeds.rs"]
 mod seeds;
+#[cfg(test)]
+#[path = "../tests/common/told.rs"]
+mod told;
+
+/// Files that unit tests share with integration tests import this crate by its name.
+#[cfg(test)]
+extern crate self as kimi_linear;
 
 pub use error::Error;
 pub use llm::Llm;

@@ -1,14 +1,26 @@
-//! The cache alone: hits, evictions, and races between them.
+//! The cache alone: hits, evictions, races between them, and what an observer is told.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+#[path = "common/seeds.rs"]
+mod seeds;
+#[path = "common/told.rs"]
+mod told;
+
+use std::collections::BTreeSet;
 
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{
     Backend, LatentLayout, LatentPool, Slot, StateLayout, StatePool, StateRecord,
 };
-use kimi_linear::cache::{BlockHash, Cache, Hit, Pools, SlotRef};
+use kimi_linear::cache::{
+    BlockHash, Cache, Hit, Pools, PrefixHandle, SavedRows, SavedState, SlotRef,
+};
 use kimi_linear::checkpoint::Fingerprint;
 use kimi_linear::config::Dtype;
 use pollster::block_on;
+use proptest::prelude::*;
+use seeds::properties;
+use told::{Told, backed};
 
 const BLOCK: usize = 4;
 
@@ -47,10 +59,13 @@ impl Device {
         }
     }
 
+    fn root(&self) -> BlockHash {
+        BlockHash::root(Fingerprint(1), &self.states.layout, &self.latents.layout)
+    }
+
     fn cache(&self, host_limit: u64) -> Cache {
-        let root = BlockHash::root(Fingerprint(1), &self.states.layout, &self.latents.layout);
         Cache::new(
-            root,
+            self.root(),
             self.states.layout.slots,
             self.latents.layout.blocks,
             BLOCK,
@@ -263,4 +278,217 @@ fn other_models_and_layouts_have_other_keys() {
         "the size of a pool means nothing"
     );
     assert_ne!(key.then(&[1, 2]).then(&[3]), key.then(&[1]).then(&[2, 3]));
+}
+
+#[test]
+fn an_observer_is_told_of_drops_but_not_of_moves_to_host_memory() {
+    for (host_limit, stays) in [(1 << 20, true), (0, false)] {
+        let mut device = Device::new(1, 16);
+        let mut cache = device.cache(host_limit);
+        let told = observe(&device, &mut cache);
+        let [first, second] = [numbers(0, 10), numbers(100, 4)].map(|it| keys(&cache, &it));
+        // Two whole blocks before the checkpoint; the third has none at its end.
+        device.checkpoint(&mut cache, &numbers(0, 10), 1.0);
+        assert_eq!(told.leading(&first), 2);
+        device.checkpoint(&mut cache, &numbers(100, 4), 2.0);
+        assert_eq!(cache.occupancy().evictions, 1);
+        assert_eq!(told.leading(&first), if stays { 2 } else { 0 });
+        assert_eq!(told.leading(&second), 1);
+        let late = observe(&device, &mut cache);
+        assert_eq!(late.blocks(), told.blocks());
+        cache.clear();
+        assert!(late.blocks().is_empty());
+        assert!(!told.blocks().is_empty(), "another took its place");
+    }
+}
+
+#[test]
+fn a_checkpoint_on_the_way_keeps_only_the_blocks_before_it() {
+    let mut device = Device::new(3, 16);
+    let mut cache = device.cache(0);
+    let told = observe(&device, &mut cache);
+    device.checkpoint(&mut cache, &numbers(0, 6), 1.0);
+    device.checkpoint(&mut cache, &numbers(0, 16), 2.0);
+    let blocks = keys(&cache, &numbers(0, 16));
+    assert_eq!(told.leading(&blocks), 4);
+    // The dearer checkpoint is used by a sequence, so the one on the way is dropped: its block is needed after it too.
+    let hit = find(&cache, &numbers(0, 16)).unwrap();
+    let prefix = block_on(cache.acquire(&mut device.pools(), &hit)).unwrap();
+    let mut slots = Vec::new();
+    while let Some(slot) = block_on(cache.slot(&mut device.pools())).unwrap() {
+        slots.push(slot);
+    }
+    assert!(find(&cache, &numbers(0, 6)).is_none());
+    assert_eq!(told.leading(&blocks), 4);
+    drop((prefix, slots));
+    // Of two others the one of four blocks is now the cheapest: the block that both need stays.
+    device.checkpoint(&mut cache, &numbers(0, 6), 3.0);
+    device.checkpoint(&mut cache, &numbers(100, 40), 4.0);
+    let free = cache.occupancy().all_blocks - cache.occupancy().blocks;
+    let taken = block_on(cache.blocks(&mut device.pools(), free + 3)).unwrap();
+    assert_eq!(taken.map(|blocks| blocks.len()), Some(free + 3));
+    assert!(find(&cache, &numbers(0, 16)).is_none());
+    assert!(find(&cache, &numbers(0, 6)).is_some());
+    assert_eq!(told.leading(&blocks), 1);
+    assert_eq!(told.blocks().len(), 1 + 10);
+}
+
+/// Sets a new observer, which knows nothing yet.
+fn observe(device: &Device, cache: &mut Cache) -> Told {
+    let told = Told::new(device.root());
+    cache.observe(Box::new(told.clone()));
+    told
+}
+
+/// The keys of the whole blocks of these tokens.
+fn keys(cache: &Cache, tokens: &[u32]) -> Vec<BlockHash> {
+    cache.hash(tokens).whole().hashes.to_vec()
+}
+
+/// Number of tokens of the longest sequence that [`Used`] runs.
+const MOST: usize = 40;
+
+/// Tokens of one of a few families that part from each other at several depths.
+fn family(kind: usize, len: usize) -> Vec<u32> {
+    let shared = (kind % 4) * 5;
+    (0..len)
+        .map(|i| (if i < shared { 0 } else { kind * 1000 } + i) as u32)
+        .collect()
+}
+
+/// A cache with all that sequences do to it.
+struct Used {
+    device: Device,
+    cache: Cache,
+    told: Told,
+    held: Vec<PrefixHandle>,
+    copies: Vec<Copied>,
+}
+
+/// A checkpoint that was copied to host memory.
+struct Copied {
+    tokens: Vec<u32>,
+    rows: Vec<SavedRows>,
+    state: SavedState,
+}
+
+impl Used {
+    fn new(host_limit: u64) -> Self {
+        let device = Device::new(5, 24);
+        let mut cache = device.cache(host_limit);
+        let told = observe(&device, &mut cache);
+        Self {
+            device,
+            cache,
+            told,
+            held: Vec::new(),
+            copies: Vec::new(),
+        }
+    }
+
+    /// References to the deepest checkpoint before the last of these tokens.
+    fn acquire(&mut self, tokens: &[u32]) -> PrefixHandle {
+        let Some(hit) = lookup(&self.cache, tokens) else {
+            return PrefixHandle::default();
+        };
+        let mut pools = self.device.pools();
+        let acquired = block_on(self.cache.acquire(&mut pools, &hit));
+        acquired.unwrap().unwrap()
+    }
+
+    /// A sequence that goes on from what is cached, and leaves a checkpoint where it ends.
+    fn run(&mut self, tokens: &[u32]) {
+        let mut prefix = self.acquire(tokens);
+        let blocks = tokens.len().div_ceil(BLOCK);
+        let mut pools = self.device.pools();
+        let placed = block_on(self.cache.place(&mut pools, &mut prefix, blocks));
+        if let Some(held) = placed.unwrap() {
+            let hashed = self.cache.hash(tokens);
+            self.cache.store(hashed.whole(), &held.blocks, &held.slot);
+        }
+    }
+
+    /// Copies the deepest checkpoint to host memory, as for a snapshot.
+    fn copy(&mut self, tokens: &[u32]) {
+        if let Some(hit) = lookup(&self.cache, tokens) {
+            let mut pools = self.device.pools();
+            let copied = block_on(self.cache.copy_out(&mut pools, &hit));
+            let (rows, state) = copied.unwrap().unwrap();
+            self.copies.push(Copied {
+                tokens: tokens[..hit.position].to_vec(),
+                rows: rows.iter().map(|rows| (**rows).clone()).collect(),
+                state: (*state).clone(),
+            });
+        }
+    }
+
+    /// Stores a copy again, which may be too large.
+    fn restore(&mut self, index: usize) {
+        let Copied {
+            tokens,
+            rows,
+            state,
+        } = self.copies.swap_remove(index);
+        let _ = self.cache.store_saved(&tokens, rows, state);
+    }
+
+    fn do_op(&mut self, op: u8, kind: usize, len: usize) {
+        let tokens = family(kind, len);
+        match op {
+            0..4 => self.run(&tokens),
+            4 => {
+                let prefix = self.acquire(&tokens);
+                self.held.push(prefix);
+            }
+            5 if !self.held.is_empty() => {
+                let at = len % self.held.len();
+                drop(self.held.swap_remove(at));
+            }
+            6 if !self.held.is_empty() => {
+                let at = len % self.held.len();
+                let mut pools = self.device.pools();
+                block_on(self.cache.to_host(&mut pools, &mut self.held[at])).unwrap();
+            }
+            7 => self.copy(&tokens),
+            8 if !self.copies.is_empty() => self.restore(len % self.copies.len()),
+            9 => {
+                // What it evicts is evicted, whether there is room in the end or not.
+                let mut pools = self.device.pools();
+                drop(block_on(self.cache.blocks(&mut pools, len % 24)).unwrap());
+            }
+            10 if len < 4 => self.cache.clear(),
+            11 if len < 10 => self.told = observe(&self.device, &mut self.cache),
+            _ => {
+                let slots: Vec<_> = (0..len % 5)
+                    .map_while(|_| block_on(self.cache.slot(&mut self.device.pools())).unwrap())
+                    .collect();
+                drop(slots);
+            }
+        }
+    }
+
+    /// The blocks before every checkpoint that a lookup finds.
+    fn backed(&self) -> BTreeSet<BlockHash> {
+        let known = (0..12).map(|kind| family(kind, MOST));
+        backed(self.device.root(), BLOCK, known, |tokens| {
+            let hit = self.cache.deepest(self.cache.hash(tokens).whole());
+            hit.map_or(0, |hit| hit.position)
+        })
+    }
+}
+
+properties! { observed, 128,
+    #[test]
+    fn an_observer_knows_the_blocks_before_every_checkpoint(
+        host_limit in prop::sample::select(vec![0, 100, 400, 1500, 1 << 20]),
+        ops in prop::collection::vec((0..13_u8, 0..12_usize, 1..=MOST), 1..120),
+    ) {
+        let mut used = Used::new(host_limit);
+        for (op, kind, len) in ops {
+            used.do_op(op, kind, len);
+            prop_assert_eq!(used.told.blocks(), used.backed());
+        }
+        used.cache.clear();
+        prop_assert!(used.told.blocks().is_empty());
+    }
 }

@@ -1,9 +1,10 @@
 //! The parts of the prefix tree: nodes, one per block, their checkpoints, and the eviction order of both.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::block_hash::BlockHash;
+use super::nodes::Nodes;
 use super::pool::{PoolIndex, PoolRef};
 use super::saved::{SavedRows, SavedState};
 use crate::backend::{Block, Slot};
@@ -160,8 +161,6 @@ pub(super) enum RowsId {
     /// Those of a checkpoint's partial block.
     Partial(CheckpointId),
 }
-
-pub(super) type Nodes = HashMap<BlockHash, Node>;
 
 pub(super) fn find(nodes: &Nodes, at: CheckpointId) -> Option<&Checkpoint> {
     nodes.get(&at.node)?.checkpoint(at.id)

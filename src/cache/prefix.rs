@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::allocation::{Allocation, PrefixHandle, StateSource};
 use super::block_hash::BlockHash;
 use super::node::{CheckpointId, Residency, RowsId, RowsResidency, StateResidency};
+use super::nodes::CacheObserver;
 use super::pool::{BlockRef, RefCountedPool, SlotRef};
 use super::saved::{Pools, SavedRows, SavedState};
 use super::tokens::{HashedTokens, Prefix};
@@ -78,6 +79,11 @@ impl Cache {
             host_limit,
             evictions: 0,
         }
+    }
+
+    /// Tells an observer which blocks are cached, and from now on of each that comes or goes. It takes the place of the one before.
+    pub fn observe(&mut self, observer: Box<dyn CacheObserver>) {
+        self.tree.observe(observer);
     }
 
     /// What is in use.

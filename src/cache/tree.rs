@@ -7,14 +7,15 @@
 //! Eviction is GreedyDual (Young, 1991): a checkpoint's priority is its cost, which is the number of tokens to prefill again
 //! without it, plus the priority of the last victim; each use computes it again. So both recency and cost count.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::block_hash::BlockHash;
 use super::node::{
-    Checkpoint, CheckpointId, Node, Nodes, Residency, RowsId, RowsOrder, RowsResidency, StateOrder,
+    Checkpoint, CheckpointId, Node, Residency, RowsId, RowsOrder, RowsResidency, StateOrder,
     StateResidency, find, on_host, rows_order, visit,
 };
+use super::nodes::{CacheObserver, Nodes};
 use super::pool::RefCountedPool;
 use super::saved::SavedState;
 use super::tokens::Prefix;
@@ -24,7 +25,6 @@ use crate::backend::{Block, Slot};
 /// The tree.
 #[derive(Debug)]
 pub(super) struct PrefixTree {
-    root: BlockHash,
     block_tokens: usize,
     nodes: Nodes,
     next: u64,
@@ -44,9 +44,8 @@ impl PrefixTree {
     #[must_use]
     pub(super) fn new(root: BlockHash, block_tokens: usize) -> Self {
         Self {
-            root,
             block_tokens,
-            nodes: HashMap::from([(root, Node::default())]),
+            nodes: Nodes::new(root),
             next: 0,
             floor: 0,
             states: Victims::default(),
@@ -70,12 +69,17 @@ impl PrefixTree {
 
     /// The parent key of the first block of every sequence.
     pub(super) fn root(&self) -> BlockHash {
-        self.root
+        self.nodes.root()
+    }
+
+    /// Tells an observer which blocks are cached, and from now on of each change.
+    pub(super) fn observe(&mut self, observer: Box<dyn CacheObserver>) {
+        self.nodes.observe(observer);
     }
 
     /// The nodes that match a prefix, the root first.
     fn path(&self, prefix: Prefix<'_>) -> Vec<BlockHash> {
-        let mut path = vec![self.root];
+        let mut path = vec![self.root()];
         let blocks = prefix.tokens.chunks_exact(self.block_tokens);
         for (block, key) in blocks.zip(prefix.hashes) {
             match self.nodes.get(key) {
@@ -200,7 +204,7 @@ impl PrefixTree {
     ) -> bool {
         let tokens = prefix.tokens;
         let full = tokens.len() / self.block_tokens;
-        let (mut cost, mut key) = (tokens.len(), self.root);
+        let (mut cost, mut key) = (tokens.len(), self.root());
         if let Some((at, position)) = self.deepest(prefix) {
             if position == tokens.len() {
                 self.touch(at);
@@ -212,8 +216,11 @@ impl PrefixTree {
         for (i, block) in tokens.chunks_exact(self.block_tokens).enumerate() {
             let (parent, child) = (key, prefix.hashes[i]);
             match self.nodes.get(&child) {
-                // Two blocks with one 128-bit hash: the second is not kept.
-                Some(node) if *node.tokens != *block => return false,
+                // Two blocks with one 128-bit hash: the second is not kept, nor what was added before it.
+                Some(node) if *node.tokens != *block => {
+                    self.prune(parent);
+                    return false;
+                }
                 Some(node) => {
                     if on_host(node.rows.as_ref()) && !on_host(Some(&rows[i])) {
                         self.move_rows(RowsId::Node(child), &rows[i]);
@@ -403,7 +410,11 @@ impl PrefixTree {
         if let Some(rows) = &checkpoint.rows {
             self.leave_rows(RowsId::Partial(at), rows, rows_order);
         }
-        let mut key = at.node;
+        self.prune(at.node);
+    }
+
+    /// Removes a block that no checkpoint needs, and the blocks before it that are needed by none then.
+    fn prune(&mut self, mut key: BlockHash) {
         while let Some(node) = self.nodes.get(&key) {
             visit();
             let Some(parent) = node.parent else { break };
@@ -425,11 +436,15 @@ impl PrefixTree {
 
     /// Removes all checkpoints.
     pub(super) fn clear(&mut self) {
-        let priority = self.nodes.get(&self.root).map_or(0, |root| root.priority);
+        let root = self.root();
+        let priority = self.nodes.get(&root).map_or(0, |root| root.priority);
+        let mut nodes = std::mem::replace(&mut self.nodes, Nodes::new(root));
+        nodes.clear();
         *self = Self {
+            nodes,
             next: self.next,
             floor: self.floor.max(priority),
-            ..Self::new(self.root, self.block_tokens)
+            ..Self::new(root, self.block_tokens)
         };
     }
 

@@ -18,7 +18,8 @@ use super::speculate::{Speculated, VerifiedRun};
 use super::step_cache::{StepCache, StepForm};
 use crate::backend::{StepOutput, Ticket};
 use crate::cache::{
-    BlockHash, BlockRef, Cache, Occupancy, Pools, PrefixHandle, Residency, SlotRef, StateSource,
+    BlockHash, BlockRef, Cache, CacheObserver, Occupancy, Pools, PrefixHandle, Residency, SlotRef,
+    StateSource,
 };
 use crate::checkpoint::Fingerprint;
 use crate::error::{EngineError, Error, Scope};
@@ -283,6 +284,11 @@ impl Engine {
     /// Removes every cached prefix.
     pub fn clear_cache(&mut self) {
         self.cache.clear();
+    }
+
+    /// Tells an observer which blocks are cached, and from now on of each that comes or goes. It takes the place of the one before.
+    pub fn observe_cache(&mut self, observer: Box<dyn CacheObserver>) {
+        self.cache.observe(observer);
     }
 
     pub(super) fn arrival(&mut self) -> u64 {

@@ -14,7 +14,7 @@ use super::request::{Request, RequestId};
 use super::sinks::Sinks;
 use super::status::Status;
 use crate::backend::block_on;
-use crate::cache::{CacheHeader, Occupancy, Snapshot};
+use crate::cache::{CacheHeader, CacheObserver, Occupancy, Snapshot};
 use crate::error::{EngineError, Error};
 
 enum Command {
@@ -297,6 +297,15 @@ impl EngineHandle {
     /// An engine that has stopped.
     pub fn clear_cache(&self) -> Result<(), EngineError> {
         self.ask(Engine::clear_cache)
+    }
+
+    /// Tells an observer which blocks are cached, and from now on of each that comes or goes, in the engine's thread. It takes the
+    /// place of the one before.
+    ///
+    /// # Errors
+    /// An engine that has stopped.
+    pub fn observe_cache(&self, observer: Box<dyn CacheObserver>) -> Result<(), EngineError> {
+        self.ask(move |engine| engine.observe_cache(observer))
     }
 
     /// Copies the deepest cached checkpoint within `tokens` to host memory.

@@ -24,6 +24,8 @@ mod group;
 mod python;
 #[path = "../common/seeds.rs"]
 mod seeds;
+#[path = "../common/told.rs"]
+mod told;
 #[path = "../common/wrapped.rs"]
 mod wrapped;
 
@@ -32,6 +34,7 @@ mod failing;
 #[cfg(all(feature = "cuda", feature = "wgpu"))]
 mod gpu_failing;
 mod handle;
+mod observer;
 #[cfg(feature = "wgpu")]
 mod on_wgpu;
 mod order;

@@ -1,7 +1,9 @@
-//! The order of victims against one found by sorting everything, and what finding them costs.
+//! The order of victims against one found by sorting everything, and what finding them costs; the blocks that an observer was
+//! told of against those found from the checkpoints.
 
 use std::cell::Cell;
 use std::cmp::Reverse;
+use std::collections::HashMap;
 
 use proptest::prelude::*;
 
@@ -12,6 +14,7 @@ use crate::cache::saved::SavedRows;
 use crate::cache::tokens::HashedTokens;
 use crate::checkpoint::Fingerprint;
 use crate::seeds::properties;
+use crate::told::Told;
 
 thread_local! {
     pub(in crate::cache) static VISITS: Cell<u64> = const { Cell::new(0) };
@@ -25,6 +28,7 @@ struct Forest {
     slots: RefCountedPool<Slot>,
     blocks: RefCountedPool<Block>,
     held: Vec<(Vec<RowsResidency>, Option<StateResidency>)>,
+    told: Option<Told>,
 }
 
 fn root() -> BlockHash {
@@ -60,7 +64,31 @@ impl Forest {
             slots: RefCountedPool::new(slots),
             blocks: RefCountedPool::new(blocks),
             held: Vec::new(),
+            told: None,
         }
+    }
+
+    /// Sets a new observer, which knows nothing yet.
+    fn observe(&mut self) -> Told {
+        let told = Told::new(root());
+        self.tree.observe(Box::new(told.clone()));
+        self.told = Some(told.clone());
+        told
+    }
+
+    /// The blocks before each checkpoint.
+    fn backed(&self) -> BTreeSet<BlockHash> {
+        let mut backed = BTreeSet::new();
+        let nodes = self.tree.nodes.iter();
+        for (key, node) in nodes.filter(|(_, node)| !node.checkpoints.is_empty()) {
+            let (mut key, mut node) = (*key, node);
+            while let Some(parent) = node.parent {
+                assert!(node.rows.is_some(), "a block without latents");
+                backed.insert(key);
+                (key, node) = (parent, &self.tree.nodes[&parent]);
+            }
+        }
+        backed
     }
 
     /// A checkpoint after `tokens`, as a sequence leaves it that went on from the deepest one before it.
@@ -179,6 +207,9 @@ impl Forest {
         });
         let host = rows.filter(|rows| on_host(*rows)).count() as u64;
         prop_assert_eq!(self.tree.host_bytes(), 8 * host);
+        if let Some(told) = &self.told {
+            prop_assert_eq!(told.blocks(), self.backed());
+        }
         Ok(())
     }
 }
@@ -194,9 +225,10 @@ fn family(kind: usize, len: usize) -> Vec<u32> {
 properties! { victims, 256,
     #[test]
     fn victims_are_those_of_sorting_everything(
-        ops in prop::collection::vec((0..10_u8, 0..12_usize, 1..40_usize), 1..120),
+        ops in prop::collection::vec((0..12_u8, 0..12_usize, 1..40_usize), 1..120),
     ) {
         let mut forest = Forest::new(24, 80);
+        forest.observe();
         for (op, kind, len) in ops {
             match op {
                 0..4 => {
@@ -214,6 +246,10 @@ properties! { victims, 256,
                         forest.tree.demote(at, SavedState { layers: Vec::new() });
                     }
                 }
+                9 => {
+                    forest.observe();
+                }
+                10 if len < 8 => forest.tree.clear(),
                 _ => {
                     if let Some(at) = forest.tree.host_victim() {
                         forest.tree.remove(at);
@@ -225,10 +261,35 @@ properties! { victims, 256,
         forest.held.clear();
         forest.check()?;
         forest.tree.clear();
+        forest.check()?;
         prop_assert_eq!(forest.slots.free(), forest.slots.len());
         prop_assert_eq!(forest.blocks.free(), forest.blocks.len());
         prop_assert_eq!(forest.tree.host_bytes(), 0);
     }
+}
+
+#[test]
+fn a_block_with_the_hash_of_another_leaves_nothing_behind() {
+    let mut forest = Forest::new(8, 16);
+    let told = forest.observe();
+    assert!(forest.insert(&family(4, 2 * BLOCK)));
+    let before = told.blocks();
+    assert_eq!(before.len(), 2);
+    // Its first block is new, and its second has the key of a block with other tokens.
+    let known = HashedTokens::new(root(), BLOCK, &family(4, 2 * BLOCK));
+    let other = HashedTokens::new(root(), BLOCK, &family(8, 2 * BLOCK));
+    let hashes = [other.whole().hashes[0], known.whole().hashes[1]];
+    let prefix = Prefix {
+        tokens: &other,
+        hashes: &hashes,
+    };
+    let state = Residency::Host(Arc::new(SavedState { layers: Vec::new() }));
+    let rows = [saved_rows(), saved_rows()];
+    assert!(!forest.tree.insert(prefix, &rows, &state));
+    assert_eq!(told.blocks(), before);
+    assert_eq!(forest.tree.nodes.len(), 3, "the root and two blocks");
+    assert_eq!(forest.tree.host_bytes(), 0);
+    assert_eq!(forest.tree.host_victim(), None);
 }
 
 /// Comparisons and looks for each block evicted from a tree of `nodes` blocks: conversations of 64 blocks with a checkpoint
