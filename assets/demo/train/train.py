@@ -1,6 +1,6 @@
 """Train the demo model; stops and goes on where it stood.
 
-    python train.py RUN_DIR [--tokens 20e6] [--decay 0.4]
+    python train.py RUN_DIR [--ends 14e6 40e6] [--decay 0.4]
 
 RUN_DIR holds the tokenizer, the state to go on from (`state.pt`) and the log; `export.py` writes the checkpoint from it.
 """
@@ -81,15 +81,16 @@ def gradients(model, ids, said, pad):
     return sums[0].item(), sums[1].item()
 
 
-def rate(step, tokens, total, decay):
-    """Warm up, stay, then fall in a straight line over the last part `decay` of the tokens."""
-    return min(1.0, (step + 1) / WARMUP, max(0.0, (total - tokens) / (decay * total)))
+def rate(tokens, ends, decay):
+    """In each cycle of tokens: warm up, stay, then fall in a straight line over the last part `decay`."""
+    start, end = next(cycle for cycle in zip([0, *ends], ends) if tokens < cycle[1])
+    return min(1.0, (tokens - start + BATCH) / (WARMUP * BATCH), (end - tokens) / (decay * (end - start)))
 
 
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument("run", type=pathlib.Path)
-    a.add_argument("--tokens", type=float, default=20e6)
+    a.add_argument("--ends", type=float, nargs="+", default=[14e6, 40e6], help="tokens at which the learning rate has fallen to nothing")
     a.add_argument("--decay", type=float, default=0.4)
     a = a.parse_args()
     torch.manual_seed(SEED)
@@ -112,10 +113,12 @@ def main():
     print(sum(p.numel() for p in model.parameters()), "parameters", flush=True)
     log = (a.run / "log.jsonl").open("a")
     started = time.time() - seconds
-    while tokens < a.tokens:
+    while tokens < a.ends[-1]:
         losses, hits = [], []
         for ids, said in batches(tok, pool, scale):
-            factor = rate(step, tokens, a.tokens, a.decay)
+            if tokens >= a.ends[-1]:
+                break
+            factor = rate(tokens, a.ends, a.decay)
             loss, hit = gradients(model, ids, said, tok.id["[PAD]"])
             torch.nn.utils.clip_grad_norm_(opts[1].param_groups[0]["params"], 1.0)
             for opt, base in zip(opts, (MUON_LR, ADAM_LR)):
