@@ -25,6 +25,8 @@ mod gpu;
 mod group;
 mod handles;
 mod host;
+#[cfg(not(target_arch = "wasm32"))]
+mod offload;
 mod operation;
 mod parallelism;
 mod place;
@@ -34,6 +36,8 @@ mod random;
 mod record;
 #[cfg(not(target_arch = "wasm32"))]
 mod relocate;
+#[cfg(not(target_arch = "wasm32"))]
+mod shared;
 mod tensor;
 mod ticket;
 pub mod trace;
@@ -47,10 +51,12 @@ pub use choose::{BackendKind, devices, open};
 pub use collective::{CollectiveId, Collectives, Leave};
 pub use draw::{Draw, DrawCapacity, Drawn, LogitChange};
 #[cfg(not(target_arch = "wasm32"))]
+pub use group::Group;
+#[cfg(not(target_arch = "wasm32"))]
 #[cfg(feature = "transfer")]
 pub(crate) use group::divide::weight as divided_weight;
 #[cfg(not(target_arch = "wasm32"))]
-pub use group::{Group, Traffic};
+pub use offload::Offload;
 pub use operation::*;
 pub use parallelism::Parallelism;
 pub use place::{Cut, Place, Shard};
@@ -58,6 +64,8 @@ pub use pool::{Block, LatentLayout, LatentPool, Slot, StateLayout, StatePool};
 pub use program::Program;
 pub use random::{Random, RandomWeight};
 pub use record::{LatentRecord, Orientation, StateRecord};
+#[cfg(not(target_arch = "wasm32"))]
+pub use shared::Traffic;
 pub use tensor::{Element, Rows, Tensor, TensorValues};
 #[cfg(not(target_arch = "wasm32"))]
 pub use ticket::block_on;
@@ -95,7 +103,7 @@ pub struct Device {
     pub cache: Dtype,
 }
 
-/// Memory and steps of one device, or of a [`Group`] of several.
+/// Memory and steps of one device, of a [`Group`] of several, or of one and the host ([`Offload`]).
 ///
 /// Handles ([`Weight`], [`Tensor`], [`StatePool`], [`LatentPool`]) belong to the backend that created them; their use with
 /// another backend is refused if it can be detected.
@@ -121,6 +129,16 @@ pub trait Backend: MaybeSend {
     /// The number of devices that [split tensors](Backend::split_tensor) are divided among.
     fn ranks(&self) -> usize {
         1
+    }
+
+    /// The number of devices that it consists of.
+    fn device_count(&self) -> usize {
+        1
+    }
+
+    /// The bytes of the device's memory that nothing uses now, if the device reports them.
+    fn free_memory(&mut self) -> Option<u64> {
+        None
     }
 
     /// Loads a weight. Bytes that the device can read in place are not copied; others are streamed to it.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::gguf::Gguf;
 use super::{Checkpoint, ModelFiles, index};
-use crate::config::{ModelConfig, Part};
+use crate::config::{ModelConfig, Part, Role};
 use crate::error::CheckpointError;
 
 /// The tensors of one part of the model in one format.
@@ -82,6 +82,35 @@ impl ModelFiles {
         uses.sort_by_key(|a| (a.part.is_none(), a.part, std::cmp::Reverse(a.bytes)));
         Ok(Some(uses))
     }
+}
+
+impl ModelFiles {
+    /// Size in bytes of the routed experts of each layer with experts, in their order, as stored; `None` for a folder without
+    /// weights.
+    ///
+    /// # Errors
+    /// Weights in safetensors that are not those of `config`.
+    pub fn expert_bytes(&self, config: &ModelConfig) -> Result<Option<Vec<u64>>, CheckpointError> {
+        match self {
+            Self::Gguf(gguf) => Ok(Some(experts_of_gguf(gguf, config))),
+            Self::Folder(dir) if index::has_weights(dir) => {
+                Ok(Some(self.checkpoint(config)?.expert_bytes(config)))
+            }
+            Self::Folder(_) => Ok(None),
+        }
+    }
+}
+
+/// Bytes of the stacks of experts in each layer.
+fn experts_of_gguf(gguf: &Gguf, config: &ModelConfig) -> Vec<u64> {
+    let layer = |layer: usize| {
+        let patterns = Role::EXPERT.iter().flat_map(|role| role.gguf());
+        let names = patterns.map(|(pattern, _)| pattern.replace("{i}", &layer.to_string()));
+        let names: Vec<String> = names.collect();
+        let stacks = gguf.tensors().filter(|info| names.contains(&info.name));
+        stacks.map(|info| info.range.len() as u64).sum()
+    };
+    config.moe_layers().map(layer).collect()
 }
 
 /// The share of a part that one token reads, as a fraction.

@@ -306,6 +306,11 @@ impl Checkpoint {
         self.entries.iter().map(Entry::bytes).sum()
     }
 
+    /// Size in bytes of the routed experts of each layer with experts, in their order, counted as in [`Checkpoint::total_bytes`].
+    pub fn expert_bytes(&self, config: &ModelConfig) -> Vec<u64> {
+        config.expert_bytes_of(self.entries.iter().map(Entry::bytes))
+    }
+
     /// The formats of all tensors, each once, in alphabetical order.
     pub fn formats(&self) -> String {
         let names = self.entries.iter().map(|entry| entry.format.to_string());

@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use kimi_linear::cache::Snapshot;
 use kimi_linear::engine::{
-    EngineHandle, EngineOptions, EngineSizes, Event, FinishReason, RequestId, Usage,
+    EngineHandle, EngineOptions, EngineSizes, Event, FinishReason, MemoryPlanner, RequestId, Usage,
 };
 use kimi_linear::llm::{CONTEXT, Generation, Llm, LlmOptions};
 use kimi_linear::tokenizer::Conversation;
@@ -25,6 +25,7 @@ use rustyline::{Config, Editor};
 use self::line::{Commands, HELP, Line};
 use self::screen::Screen;
 use super::generate::SamplingOptions;
+use super::offload::OffloadOptions;
 use super::options::{
     CacheOptions, DeviceOptions, ModelOptions, WeightOptions, load, parse_max_tokens, parse_tokens,
 };
@@ -53,6 +54,8 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     parallel: ParallelOptions,
     #[command(flatten)]
+    offload: OffloadOptions,
+    #[command(flatten)]
     cache: CacheOptions,
     #[command(flatten)]
     speculative: SpeculativeOptions,
@@ -79,6 +82,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         ..Generation::default()
     };
     generation.sampling.check(files.config.vocab_size)?;
+    let (offload, degrees) = (arguments.offload, arguments.parallel.degrees());
+    offload.check(&files.config, degrees, false)?;
     let longest = files.config.model_max_length;
     let context = arguments.context.unwrap_or(CONTEXT).min(longest);
     let options = LlmOptions {
@@ -92,10 +97,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             ..EngineOptions::default()
         },
     };
-    let backend = arguments
-        .parallel
-        .open_here(&arguments.device, &files.config)?;
-    let llm = load(files, backend, &options)?;
+    let (config, checkpoint) = (&files.config, || Ok(files.checkpoint()?));
+    let device = arguments.parallel.open_here(&arguments.device, config)?;
+    let placed = offload.place(device, config, checkpoint, |device| {
+        MemoryPlanner::of(&options.sizes, arguments.cache.dtype(device))
+    })?;
+    let llm = load(files, placed.backend, &options)?;
     let interrupt = Interrupt::install(llm.engine().clone())?;
     let device = llm.device();
     let mut chat = Terminal {

@@ -10,14 +10,15 @@ use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use kimi_linear::demo;
 use kimi_linear::engine::{
-    Answer, EngineHandle, EngineOptions, EngineSizes, Event, FinishReason, Output, OutputProcessor,
-    Request, RequestId,
+    Answer, EngineHandle, EngineOptions, EngineSizes, Event, FinishReason, MemoryPlanner, Output,
+    OutputProcessor, Request, RequestId,
 };
 use kimi_linear::llm::{Generation, LlmFiles, LlmOptions};
 use kimi_linear::tokenizer::Chat;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::offload::OffloadOptions;
 use super::options::{CacheOptions, DeviceOptions, ModelOptions, WeightOptions, load, read_text};
 use super::progress::Progress;
 use super::{counted, failure};
@@ -34,6 +35,8 @@ pub(crate) struct Arguments {
     weights: WeightOptions,
     #[command(flatten)]
     device: DeviceOptions,
+    #[command(flatten)]
+    offload: OffloadOptions,
     #[command(flatten)]
     cache: CacheOptions,
     /// Questions, one JSON object per line: `task`, `length`, `messages` (the last is the user's question) and the exact `answer`.
@@ -154,7 +157,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         cache: arguments.cache.named(),
         engine: EngineOptions::default(),
     };
-    let llm = load(files, arguments.device.open()?, &options)?;
+    let (config, checkpoint) = (&files.config, || Ok(files.checkpoint()?));
+    let placed = arguments
+        .offload
+        .open(&arguments.device, config, checkpoint, |device| {
+            MemoryPlanner::of(&options.sizes, arguments.cache.dtype(device))
+        })?;
+    let llm = load(files, placed.backend, &options)?;
     let mut report = Report {
         backend: llm.device().backend.to_owned(),
         device: llm.device().name.clone(),

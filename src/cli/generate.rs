@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 use clap::Args;
 use kimi_linear::backend::Device;
 use kimi_linear::engine::{
-    self, EngineHandle, EngineOptions, EngineSizes, Event, FinishReason, OutputProcessor, Request,
-    Sampling, Usage,
+    self, EngineHandle, EngineOptions, EngineSizes, Event, FinishReason, MemoryPlanner,
+    OutputProcessor, Request, Sampling, Usage,
 };
 use kimi_linear::llm::{CONTEXT, Generation, LlmFiles, LlmOptions};
 use kimi_linear::model::{TraceChoice, TraceHead};
@@ -18,6 +18,7 @@ use kimi_linear::tokenizer::{Chat, Conversation};
 use serde::Serialize;
 
 use super::nodes::NodeOptions;
+use super::offload::OffloadOptions;
 use super::options::{
     CacheOptions, DeviceOptions, ModelOptions, WeightOptions, as_prompt, load, parse_ids,
     parse_max_tokens, read_text,
@@ -40,6 +41,8 @@ pub(crate) struct Arguments {
     parallel: ParallelOptions,
     #[command(flatten)]
     nodes: NodeOptions,
+    #[command(flatten)]
+    offload: OffloadOptions,
     #[command(flatten)]
     cache: CacheOptions,
     #[command(flatten)]
@@ -256,12 +259,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let is_chat = arguments.chat || arguments.prompt.messages.is_some();
     let template = is_chat.then(|| arguments.model.template()).transpose()?;
     let files = arguments.model.llm(template, arguments.weights)?;
-    if arguments.nodes.is_headless() {
-        let (device, degrees) = (&arguments.device, arguments.parallel.degrees());
+    let nodes = &arguments.nodes;
+    let several = nodes.are_several() || nodes.is_headless();
+    let (offload, degrees) = (arguments.offload, arguments.parallel.degrees());
+    offload.check(&files.config, degrees, several)?;
+    if nodes.is_headless() {
         let checkpoint = files.checkpoint()?;
-        return arguments
-            .nodes
-            .serve(device, &files.config, &checkpoint, degrees);
+        return nodes.serve(&arguments.device, &files.config, &checkpoint, degrees);
     }
     let generation = Generation {
         max_tokens: arguments.max_tokens,
@@ -294,13 +298,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             ..EngineOptions::default()
         },
     };
-    let backend =
-        arguments
-            .parallel
-            .open(&arguments.device, &arguments.nodes, &files.config, || {
-                Ok(files.checkpoint()?)
-            })?;
-    let llm = load(files, backend, &options)?;
+    let (config, checkpoint) = (&files.config, || Ok(files.checkpoint()?));
+    let parallel = arguments.parallel;
+    let device = parallel.open(&arguments.device, nodes, config, checkpoint)?;
+    let placed = offload.place(device, config, checkpoint, |device| {
+        MemoryPlanner::of(&options.sizes, arguments.cache.dtype(device))
+    })?;
+    let llm = load(files, placed.backend, &options)?;
     let answer = stream(arguments, llm.engine(), request, processor)?;
     if arguments.json {
         return super::print_json(&Report {

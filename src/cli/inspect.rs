@@ -2,6 +2,7 @@
 //! and, where there are weights, their headers.
 
 mod divided;
+mod offloaded;
 mod program;
 mod stored;
 
@@ -20,8 +21,10 @@ use serde::Serialize;
 use tempfile::TempDir;
 
 use self::divided::Divided;
+use self::offloaded::Offloaded;
 use self::program::Phase;
 pub(super) use self::stored::Stored;
+use super::offload::OffloadOptions;
 use super::options::{CacheOptions, ModelOptions, config_of, parse_tokens};
 use super::parallel::ParallelOptions;
 use super::{counted, model_path, pull};
@@ -55,6 +58,8 @@ pub(crate) struct Arguments {
     sequences: usize,
     #[command(flatten)]
     parallel: ParallelOptions,
+    #[command(flatten)]
+    offload: OffloadOptions,
     #[command(flatten)]
     cache: CacheOptions,
     /// Print one JSON object instead of text.
@@ -114,6 +119,9 @@ struct OnDevice {
     total_bytes: u64,
     /// `None` where the device does not tell its memory.
     fits: Option<bool>,
+    /// With experts on the CPU, if that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offload: Option<Offloaded>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -134,6 +142,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             (files.config()?, Some(files))
         }
     };
+    let degrees = arguments.parallel.degrees();
+    arguments.offload.check(&config, degrees, false)?;
     if let Some(phase) = arguments.program {
         let Arguments {
             tokens,
@@ -155,7 +165,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             "--context {asked}: the model's maximum is {longest} tokens; the sizes are for {longest}"
         )?;
     }
-    let report = report(arguments, &config, stored)?;
+    let mut report = report(arguments, &config, stored)?;
+    if arguments.offload.layers().is_some() {
+        offloaded::add(arguments, &config, &mut report)?;
+    }
     if arguments.json {
         super::print_json(&report)
     } else {
@@ -223,6 +236,7 @@ fn report(arguments: &Arguments, config: &ModelConfig, stored: Option<Stored>) -
             cache,
             memory,
             total_bytes,
+            offload: None,
         }
     });
     let parts = Part::ALL.iter().filter_map(|part| {
@@ -362,6 +376,7 @@ fn print_device(on: &OnDevice, out: &mut impl Write) -> Result<()> {
         memory,
         total_bytes,
         fits,
+        offload,
     } = on;
     writeln!(
         out,
@@ -383,7 +398,7 @@ fn print_device(on: &OnDevice, out: &mut impl Write) -> Result<()> {
             (None, _) => "in total; the device does not report its memory".to_owned(),
         },
     )?;
-    Ok(())
+    offload.iter().try_for_each(|offload| offload.print(out))
 }
 
 /// A size in binary units.

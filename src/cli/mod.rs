@@ -15,6 +15,7 @@ mod log;
 mod manual;
 mod model_path;
 mod nodes;
+mod offload;
 mod options;
 mod parallel;
 mod plan;

@@ -7,18 +7,21 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
+use kimi_linear::backend::Backend;
 use kimi_linear::config::ModelConfig;
 use kimi_linear::engine::{
-    self, Engine, EngineHandle, EngineOptions, EngineSizes, Event, PromptScores, Request, Score,
+    self, Engine, EngineHandle, EngineOptions, EngineSizes, Event, MemoryPlanner, PromptScores,
+    Request, Score,
 };
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
 use self::against::{Compared, Comparison};
 use super::failure;
+use super::offload::OffloadOptions;
 use super::options::{
-    CacheOptions, DeviceOptions, ModelOptions, WeightOptions, load_model, parse_ids, parse_tokens,
-    read_text,
+    CacheOptions, DeviceOptions, ModelOptions, WeightOptions, checkpoint, load_model, parse_ids,
+    parse_tokens, read_text,
 };
 use super::progress::Progress;
 
@@ -31,6 +34,8 @@ pub(crate) struct Arguments {
     weights: WeightOptions,
     #[command(flatten)]
     device: DeviceOptions,
+    #[command(flatten)]
+    offload: OffloadOptions,
     #[command(flatten)]
     cache: CacheOptions,
     #[command(flatten)]
@@ -78,6 +83,23 @@ impl Input {
     }
 }
 
+impl Arguments {
+    /// Opens the device for a model.
+    fn open(
+        &self,
+        model: &ModelOptions,
+        weights: WeightOptions,
+        config: &ModelConfig,
+        sizes: &EngineSizes,
+    ) -> Result<Box<dyn Backend>> {
+        let stored = || checkpoint(model, weights, config);
+        let placed = self.offload.open(&self.device, config, stored, |device| {
+            MemoryPlanner::of(sizes, self.cache.dtype(device))
+        })?;
+        Ok(placed.backend)
+    }
+}
+
 #[derive(Serialize)]
 struct Report {
     tokens: usize,
@@ -96,13 +118,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         return compare(arguments, &config, &tokens, against);
     }
     let prefill_chunk = arguments.prefill_chunk.min(tokens.len());
-    let backend = arguments.device.open()?;
     let sizes = EngineSizes {
         prefill_chunk,
         scored: prefill_chunk,
         checkpoints: 0,
         ..EngineSizes::one(tokens.len())
     };
+    let backend = arguments.open(&arguments.model, arguments.weights, &config, &sizes)?;
     let loaded = load_model(
         &arguments.model,
         arguments.weights,

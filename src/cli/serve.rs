@@ -14,12 +14,12 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use kimi_linear::backend::{Device, host_memory};
+use kimi_linear::backend::{Backend, Device, host_memory};
 use kimi_linear::config::ModelConfig;
 use kimi_linear::connector::{Connector, KvTransfer};
 use kimi_linear::engine::{EngineHandle, EngineOptions, MemoryPlanner};
 use kimi_linear::error::TokenizerError;
-use kimi_linear::llm::LlmOptions;
+use kimi_linear::llm::{CONTEXT, LlmFiles, LlmOptions};
 use kimi_linear::server::{Opener, Server, ServerOptions};
 
 pub(super) use self::config_file::with_config;
@@ -28,6 +28,7 @@ use self::flags::{Caching, Engines, Http, Logs, SchedulingPolicy};
 use self::kv_transfer::KvFlags;
 use self::sampling::Sampling;
 use self::vllm::Vllm;
+use super::offload::Placed;
 use super::options::{DeviceOptions, ModelOptions, WeightOptions, load};
 use super::parallel;
 
@@ -101,8 +102,8 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<()> {
         arguments.model = arguments.model.of(path);
     }
     // Errors in the model's files are reported before the port is opened.
-    arguments.model.config()?;
-    arguments.engine.check()?;
+    let config = arguments.model.config()?;
+    arguments.engine.check(&config)?;
     if arguments.engine.nodes.is_headless() {
         let files = arguments.model.llm(None, arguments.weights)?;
         let (device, degrees) = (&arguments.device, arguments.engine.parallel.degrees());
@@ -243,16 +244,27 @@ fn open(arguments: &Arguments, transfers: Option<KvTransfer>, opener: &Opener) -
     let files = arguments.model.llm(template, arguments.weights)?;
     let parallel = arguments.engine.parallel;
     let nodes = &arguments.engine.nodes;
-    let backend = parallel.open(&arguments.device, nodes, &files.config, || {
+    let device = parallel.open(&arguments.device, nodes, &files.config, || {
         Ok(files.checkpoint()?)
     })?;
-    let weights = files.checkpoint()?.total_bytes();
-    let planner = planner(arguments, &files.config, backend.device(), weights)?;
+    let Placed {
+        mut backend,
+        host_bytes,
+    } = place(arguments, &files, device)?;
+    let weights = files.checkpoint()?.total_bytes() - host_bytes;
+    let memory = arguments.engine.offload.budget(&mut *backend);
+    let planner = MemoryPlanner {
+        memory,
+        weights: parallel::heaviest(&files.config, arguments.engine.parallel.degrees(), weights)?,
+        ..planner(arguments, &files.config, backend.device())?
+    };
     let sizes = planner.sizes(&files.config)?;
-    // On a CPU the model and the swap space share the host's memory; with a GPU the swap space has all of it.
+    // On a CPU the model and the swap space share the host's memory; with a GPU the swap space has all that experts leave.
     let left = match backend.device().backend {
         "cpu" => planner.left(&files.config, &sizes),
-        _ => host_memory().map(|memory| arguments.engine.part(memory)),
+        _ => host_memory()
+            .map(|memory| arguments.engine.offload.part(memory))
+            .map(|memory| memory.saturating_sub(host_bytes)),
     };
     let options = LlmOptions {
         sizes,
@@ -289,13 +301,22 @@ fn start(engine: &EngineHandle, config: KvTransfer) -> Result<Connector> {
     Ok(connector)
 }
 
-/// The planner of the engine's memory on this device.
-fn planner(
-    arguments: &Arguments,
-    config: &ModelConfig,
-    device: &Device,
-    weights: u64,
-) -> Result<MemoryPlanner> {
+/// Leaves experts to the CPU, if the flags say so. Where the length of the context is open, there is room for one of the usual length.
+fn place(arguments: &Arguments, files: &LlmFiles, device: Box<dyn Backend>) -> Result<Placed> {
+    let config = &files.config;
+    let planner = planner(arguments, config, device.device())?;
+    let context = planner.context.unwrap_or(CONTEXT);
+    let planner = MemoryPlanner {
+        context: Some(context.min(config.model_max_length)),
+        ..planner
+    };
+    let checkpoint = || Ok(files.checkpoint()?);
+    let offload = arguments.engine.offload;
+    offload.place(device, config, checkpoint, |_| planner)
+}
+
+/// The planner of the engine's memory on this device, without weights and without a budget.
+fn planner(arguments: &Arguments, config: &ModelConfig, device: &Device) -> Result<MemoryPlanner> {
     let engine = &arguments.engine;
     engine.check_dtype(config)?;
     Ok(MemoryPlanner {
@@ -305,8 +326,8 @@ fn planner(
         checkpoints: arguments.caching.checkpoints(engine.max_num_seqs),
         blocks: engine.num_gpu_blocks_override,
         speculative: engine.speculative.tokens(),
-        memory: device.memory_bytes.map(|bytes| engine.part(bytes)),
-        weights: parallel::heaviest(config, engine.parallel.degrees(), weights)?,
+        memory: None,
+        weights: 0,
         degrees: engine.parallel.degrees(),
         cache: engine.cache.dtype(device),
     })

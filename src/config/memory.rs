@@ -68,7 +68,7 @@ impl ModelConfig {
     /// the embedding in place of the whole. The output head counts in full, tied or not.
     pub fn active_parameters(&self) -> u64 {
         let embedding = product(&[self.vocab_size, self.hidden_size]);
-        let moe_layers = self.layers.iter().filter(|l| l.ffn == Ffn::Moe).count();
+        let moe_layers = self.moe_layers().count();
         let idle = self.num_experts - self.num_experts_per_token;
         let skipped = product(&[
             moe_layers,
@@ -105,6 +105,23 @@ impl ModelConfig {
         self.weight_bytes_by_part(model)
             .into_values()
             .fold(0, u64::saturating_add)
+    }
+
+    /// Bytes of the routed experts of each layer with experts, in their order, when the model's dtype is `model`.
+    pub fn expert_bytes(&self, model: Dtype) -> Vec<u64> {
+        let specs = self.tensors();
+        self.expert_bytes_of(specs.iter().map(|spec| spec.bytes(model)))
+    }
+
+    /// The same, when all tensors take these bytes, in the order of [`ModelConfig::tensors`].
+    pub(crate) fn expert_bytes_of(&self, bytes: impl Iterator<Item = u64>) -> Vec<u64> {
+        let mut layers = BTreeMap::new();
+        for (spec, bytes) in self.tensors().iter().zip(bytes) {
+            if let (Part::Experts, Some(layer)) = (spec.part, spec.layer) {
+                *layers.entry(layer).or_insert(0) += bytes;
+            }
+        }
+        layers.into_values().collect()
     }
 
     /// Bytes of one sequence's recurrent matrices, [heads, K, V] in f32 for every KDA layer.

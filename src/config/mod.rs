@@ -290,6 +290,14 @@ impl ModelConfig {
             .map(|(i, _)| i)
     }
 
+    /// The layers with routed experts, counted from zero.
+    pub fn moe_layers(&self) -> impl Iterator<Item = usize> {
+        let layers = self.layers.iter().enumerate();
+        layers
+            .filter(|(_, layer)| layer.ffn == Ffn::Moe)
+            .map(|(i, _)| i)
+    }
+
     /// Channels of a KDA layer's queries, and of its keys and values: heads x width.
     pub fn kda_width(&self) -> usize {
         self.kda_num_heads * self.kda_head_dim

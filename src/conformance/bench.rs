@@ -3,16 +3,21 @@
 //! The cases are those of the list at the published model's sizes. The two rates are measured through the backend in the same
 //! run, so a fraction compares an operation with what this device reaches in simple operations.
 
+use std::time::Instant;
+
 use super::context::Clock;
 use super::floors::Rates;
 use super::list::timed;
 use super::{Case, CaseContext, Random, Tolerance};
-use crate::backend::{Add, Backend, Device, Element, Linear, Op, Result};
+use crate::backend::{Add, Backend, Device, Element, Linear, Op, Result, Rows, TensorValues};
 use crate::checkpoint::Format;
 use crate::conformance::context::plain;
 
 /// Rounds, of which the median is used.
 const ROUNDS: usize = 5;
+
+/// Exchanges of a row that are timed.
+const EXCHANGES: usize = 32;
 
 /// One operation's timing.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -93,16 +98,44 @@ fn rate(work: u64, seconds: f64) -> f64 {
     work as f64 / seconds.max(1e-12)
 }
 
+/// Bytes per second that a large sum of two tensors reads and writes, measured in this run.
+///
+/// # Errors
+/// A backend that fails.
+pub fn copy_rate(backend: &mut dyn Backend) -> Result<f64> {
+    let large = backend.device().backend == "cuda";
+    let copy = copy_case(large);
+    Ok(rate(copy.work.bytes, time(&copy, backend)?))
+}
+
+/// Seconds in which a row of `width` activations is read from a device and one is written to it: the median of several.
+///
+/// # Errors
+/// A backend that fails.
+pub fn exchange_seconds(backend: &mut dyn Backend, width: usize) -> Result<f64> {
+    let row = backend.tensor(Rows::Tokens, 1, width, Element::Activation)?;
+    let mut values = TensorValues::F32(vec![0.0; width]);
+    backend.write_tensor(row, &values)?;
+    let mut times = Vec::with_capacity(EXCHANGES);
+    for _ in 0..EXCHANGES {
+        let start = Instant::now();
+        values = backend.read_tensor(row, 1).wait()?;
+        backend.write_tensor(row, &values)?;
+        times.push(start.elapsed().as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[EXCHANGES / 2])
+}
+
 /// A device's rates for copies and products, measured in this run.
 ///
 /// # Errors
 /// A backend that fails.
 pub fn measured_rates(backend: &mut dyn Backend) -> Result<Rates> {
-    let large = backend.device().backend == "cuda";
-    let (copy, product) = (copy_case(large), product_case(large));
+    let product = product_case(backend.device().backend == "cuda");
     Ok(Rates {
         source: "a large sum and a large product, measured in the same run".to_owned(),
-        bytes_per_second: rate(copy.work.bytes, time(&copy, backend)?),
+        bytes_per_second: copy_rate(backend)?,
         flops_per_second: rate(product.work.flops, time(&product, backend)?),
     })
 }

@@ -22,7 +22,7 @@ pub struct MemoryPlanner {
     pub memory: Option<u64>,
     /// Maximum number of tokens that are proposed for a sequence in one step; 0 without speculation.
     pub speculative: usize,
-    /// Bytes of the weights, on the device that has most of them.
+    /// Bytes of the weights, on the device that has most of them; without those that stay on the host.
     pub weights: u64,
     /// How several devices divide the model.
     pub degrees: Parallelism,
@@ -31,6 +31,48 @@ pub struct MemoryPlanner {
 }
 
 impl MemoryPlanner {
+    /// The planner of an engine of these sizes, which must all fit, without weights and without a budget.
+    #[must_use]
+    pub fn of(sizes: &EngineSizes, cache: Dtype) -> Self {
+        Self {
+            sequences: sizes.sequences,
+            context: Some(sizes.context),
+            prefill_chunk: sizes.prefill_chunk,
+            checkpoints: sizes.checkpoints,
+            blocks: Some(sizes.limits(cache).blocks),
+            memory: None,
+            speculative: sizes.speculative,
+            weights: 0,
+            degrees: Parallelism::SINGLE,
+            cache,
+        }
+    }
+
+    /// The smallest number of layers whose routed experts must stay on the host, of the first ones that have some, so that the rest of
+    /// the weights fits on the device beside states, latents and activations. `experts` has the bytes of each of these layers,
+    /// in their order, all of which are among [`MemoryPlanner::weights`].
+    ///
+    /// # Errors
+    /// Too little memory even with the experts of all layers on the host.
+    pub fn fewest_on_host(
+        &self,
+        config: &ModelConfig,
+        experts: &[u64],
+    ) -> Result<usize, EngineError> {
+        let mut planner = *self;
+        let mut count = 0;
+        loop {
+            match (planner.sizes(config), experts.get(count)) {
+                (Ok(_), _) => return Ok(count),
+                (Err(error), None) => return Err(error),
+                (Err(_), Some(bytes)) => {
+                    planner.weights = planner.weights.saturating_sub(*bytes);
+                    count += 1;
+                }
+            }
+        }
+    }
+
     /// The sizes of an engine for `config` within this memory.
     ///
     /// # Errors
@@ -175,6 +217,47 @@ mod tests {
             sizes.blocks.unwrap(),
             8 * (config.model_max_length.div_ceil(64) + 1)
         );
+    }
+
+    #[test]
+    fn as_few_experts_stay_on_the_host_as_memory_requires() {
+        let config = config();
+        let experts = config.expert_bytes(Dtype::Bf16);
+        assert_eq!(experts.len(), 26);
+        assert!(
+            experts
+                .iter()
+                .all(|bytes| *bytes == 256 * 3 * 1024 * 2304 * 2)
+        );
+        let sizes = EngineSizes::one(32_768);
+        let planner = |memory: u64| MemoryPlanner {
+            memory: Some(memory),
+            weights: config.weight_bytes(Dtype::Bf16),
+            ..MemoryPlanner::of(&sizes, Dtype::Bf16)
+        };
+        let count = |memory| planner(memory).fewest_on_host(&config, &experts);
+        assert_eq!(count(1 << 40), Ok(0));
+        let mut before = 0;
+        for gib in (4..=100).rev() {
+            let Ok(count) = count(gib << 30) else {
+                // Attention, shared experts, embedding and head take 4 GB, and the caches of a sequence some more.
+                assert!(gib < 6 && before == 26, "{gib} GiB");
+                continue;
+            };
+            assert!(count >= before, "{gib} GiB: {count} after {before}");
+            before = count;
+            let left = |count: usize| {
+                let on_host: u64 = experts.iter().take(count).sum();
+                let planner = planner(gib << 30);
+                let weights = planner.weights - on_host;
+                MemoryPlanner { weights, ..planner }.sizes(&config)
+            };
+            // All of the context that was asked for, and not with a layer less.
+            assert_eq!(left(count).unwrap().context, 32_768);
+            assert!(count == 0 || left(count - 1).is_err(), "{gib} GiB");
+        }
+        let error = count(1 << 30).unwrap_err().to_string();
+        assert!(error.contains("of weights"), "{error}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod common;
 #[path = "../../src/hub/tests/loopback/mod.rs"]
 mod loopback;
 mod newcomer;
+mod offload;
 mod parallel;
 mod pull;
 #[path = "../common/python.rs"]

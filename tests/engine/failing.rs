@@ -10,7 +10,7 @@ use crate::engine_harness::{
     take, tokens,
 };
 use crate::faulty::{Fault, Faulty, Plan, Shared};
-use crate::group::group;
+use crate::group::{group, offloaded};
 use kimi_linear::backend::Backend;
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::engine::{Engine, EngineOptions, Event, Request, RequestId};
@@ -299,6 +299,22 @@ fn third_of_four(plan: &Shared) -> Box<dyn Backend> {
             _ => Box::new(CpuBackend::new()),
         }
     })
+}
+
+/// The device of a model, some of whose experts are on the host, fails.
+#[test]
+fn random_schedules_with_experts_on_the_host_leak_nothing() {
+    random_schedules(crate::seeds::drawn(), |plan| {
+        offloaded("tiny-a", 1, alone(plan), Box::new(CpuBackend::new()))
+    });
+}
+
+/// The host fails.
+#[test]
+fn random_schedules_with_a_host_that_fails_leak_nothing() {
+    random_schedules(crate::seeds::drawn(), |plan| {
+        offloaded("tiny-a", 1, Box::new(CpuBackend::new()), alone(plan))
+    });
 }
 
 fn random_schedules(seed: u64, open: fn(&Shared) -> Box<dyn Backend>) {

@@ -10,7 +10,7 @@ use crate::engine_harness::{
     BLOCK, OPTIONS, Outcome, Outcomes, answer, collect, drawn, engine_on, finish, limits, request,
     tokens,
 };
-use crate::group::group;
+use crate::group::{group, offloaded};
 use crate::wrapped::{Part, Wrap, Wrapped};
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{Backend, Batch, Op, Result, StepOutput};
@@ -200,6 +200,18 @@ fn answers_have_the_bits_of_those_without() {
 fn answers_of_ranks_have_the_bits_of_those_without() {
     for of in [[1, 2, 2], [2, 1, 1], [2, 2, 1]] {
         same_answers(|| group("tiny-a", of, cpu));
+    }
+}
+
+/// Sampled, speculated, swapped: all with the bits of one device.
+#[test]
+fn answers_with_experts_on_the_host_have_the_bits_of_those_without() {
+    let whole = run(cpu(), OPTIONS);
+    for count in [1, 4] {
+        let both = || offloaded("tiny-a", count, cpu(), cpu());
+        same_answers(both);
+        let found = run(both(), OPTIONS);
+        assert_eq!((&found.0, &found.1), (&whole.0, &whole.1), "{count}");
     }
 }
 

@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
+use kimi_linear::checkpoint::ModelFiles;
 use kimi_linear::checkpoint::blocks::MXFP4;
+use kimi_linear::config::Part;
 use serde_json::{Value, json};
 
 use super::common::reference;
@@ -63,6 +65,21 @@ fn quantised_files_answer() {
     ];
     let report = object(&written.file(), &generate);
     assert_eq!(report["tokens"].as_array().unwrap().len(), 4);
+}
+
+/// The bytes of a layer's experts that headers tell are those that are loaded.
+#[test]
+fn experts_are_counted_by_layer() {
+    let written = Written::new(json!({ "type": "Q4_K", "types": { "ffn_down": "Q6_K" } }));
+    let (config, checkpoint) = written.open();
+    let files = ModelFiles::open(&written.file()).unwrap();
+    let stored = files.expert_bytes(&config).unwrap().unwrap();
+    assert_eq!(stored, checkpoint.expert_bytes(&config));
+    assert_eq!(stored.len(), config.moe_layers().count());
+    let specs = config.tensors();
+    let experts = specs.iter().filter(|spec| spec.part == Part::Experts);
+    let bytes = experts.map(|spec| checkpoint.tensor(&spec.name).unwrap().bytes.len() as u64);
+    assert_eq!(stored.iter().sum::<u64>(), bytes.sum::<u64>());
 }
 
 #[test]

@@ -32,6 +32,7 @@ mod exchange;
 mod golden;
 mod groups;
 mod harness;
+mod offload;
 #[cfg(feature = "cuda")]
 mod on_cuda;
 #[cfg(feature = "wgpu")]

@@ -130,6 +130,29 @@ fn tiny_128_with_the_experts_of_f32() {
     replayed("tiny-128", 5);
 }
 
+/// The experts of one and of all layers on the CPU, which keeps f32 between their matrices.
+#[test]
+fn experts_on_the_cpu_with_the_experts_of_f32() {
+    for (name, prompt, counts) in [("tiny-a", 65, [1, 4]), ("tiny-128", 5, [1, 3])] {
+        let known = known(name, prompt);
+        for count in counts {
+            let device = crate::emulated::open(&[Order::Forward]);
+            let both = crate::group::offloaded(name, count, device, Box::new(CpuBackend::new()));
+            let backend = Replay::around(both, Mode::Replace, &known.log);
+            let mut model = load(name, Box::new(backend), known.tokens.len());
+            let mut step = record(&mut model);
+            let mut logits = run(&mut *step, &known.tokens[..prompt], 0).logits;
+            for position in prompt..known.tokens.len() {
+                let token = &known.tokens[position..=position];
+                logits.extend(run(&mut *step, token, position).logits);
+            }
+            let found = error(&logits, &known.logits);
+            println!("{name}, experts of {count} layers on the CPU: {found:.2e} of {BOUND:.0e}");
+            assert!(found <= BOUND, "{name}: {found:.3e}");
+        }
+    }
+}
+
 #[test]
 fn greedy_tokens_are_those_of_f32_until_an_expert_flips() {
     for (name, prompt) in [("tiny-a", 7), ("tiny-a", 65), ("tiny-128", 5)] {

@@ -195,6 +195,16 @@ fn flags_that_cannot_be_are_refused() {
         "--gpu-memory-utilization",
     );
     refused(
+        &run(&["--n-cpu-moe", "99"]),
+        1,
+        "--n-cpu-moe 99: the model has",
+    );
+    refused(
+        &run(&["--n-cpu-moe", "auto", "--tensor-parallel-size", "2"]),
+        1,
+        "--n-cpu-moe keeps experts on the CPU beside a single device",
+    );
+    refused(
         &run(&["--dtype", "float32"]),
         1,
         "the checkpoint's weights are bf16",

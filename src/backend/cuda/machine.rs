@@ -400,6 +400,11 @@ pub trait Machine: Send + Sync {
     /// The device.
     fn device(&self) -> &Device;
 
+    /// The bytes of its memory that nothing uses now, if it can tell.
+    fn free_memory(&self) -> Option<u64> {
+        None
+    }
+
     /// Allocates memory, aligned to 16 bytes or more; its contents are undefined.
     ///
     /// # Errors

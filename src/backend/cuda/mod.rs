@@ -115,6 +115,10 @@ impl Backend for CudaBackend {
         self.shared.read(&[])?.wait().map(drop)
     }
 
+    fn free_memory(&mut self) -> Option<u64> {
+        self.shared.machine.free_memory()
+    }
+
     fn weight(&mut self, source: WeightSource) -> Result<Weight> {
         let weight = weights::DeviceWeight::new(&self.shared.machine, &source)?;
         let mut memory = self.shared.memory();

@@ -4,7 +4,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use super::step::Rank;
+use crate::backend::shared::SharedBackend;
 use crate::backend::{Batch, Collectives, Leave, Result, Step, StepOutput, Ticket};
 use crate::error::BackendError;
 
@@ -13,7 +13,7 @@ use crate::error::BackendError;
 ///
 /// # Errors
 /// A device that cannot reach the others.
-pub(super) fn join(ranks: &[Rank], width: usize) -> Result<Option<Vec<Leave>>> {
+pub(super) fn join(ranks: &[SharedBackend], width: usize) -> Result<Option<Vec<Leave>>> {
     // A device that is named twice would wait for itself.
     if width == 1 || ranks.chunks(width).any(has_a_device_twice) {
         return Ok(None);
@@ -36,7 +36,7 @@ pub(super) fn join(ranks: &[Rank], width: usize) -> Result<Option<Vec<Leave>>> {
     Ok(Some(leaves))
 }
 
-fn has_a_device_twice(stage: &[Rank]) -> bool {
+fn has_a_device_twice(stage: &[SharedBackend]) -> bool {
     let mut devices: Vec<usize> = stage
         .iter()
         .map(|rank| rank.lock().device().index)
@@ -48,7 +48,7 @@ fn has_a_device_twice(stage: &[Rank]) -> bool {
 
 /// Joins the ranks of a stage, each on a thread of its own. If one fails, the others may wait for it for ever: they are left to
 /// themselves, and the model cannot run.
-fn join_stage(stage: &[Rank]) -> Result<Vec<Leave>> {
+fn join_stage(stage: &[SharedBackend]) -> Result<Vec<Leave>> {
     let Some(first) = stage.first() else {
         return Ok(Vec::new());
     };

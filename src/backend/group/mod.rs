@@ -14,9 +14,9 @@ mod tables;
 use std::sync::Arc;
 
 use self::lower::{Exchange, Part, lower};
-pub use self::step::Traffic;
-use self::step::{GroupStep, On, Rank};
+use self::step::GroupStep;
 use self::tables::{GroupPool, GroupTensor, GroupWeight, Tables};
+use super::shared::{On, SharedBackend, Traffic};
 use super::{
     Backend, Block, Capacity, Cut, Device, Element, LatentLayout, LatentPool, LatentRecord, Leave,
     MoeBlock, Op, Parallelism, Program, Random, RandomWeight, Result, Rows, Slot, StateLayout,
@@ -33,7 +33,7 @@ pub struct Group {
     device: Device,
     degrees: Parallelism,
     /// The ranks of the first stage, then those of the next.
-    ranks: Vec<Rank>,
+    ranks: Vec<SharedBackend>,
     /// The layers of each stage.
     stages: Vec<std::ops::Range<usize>>,
     /// The stage of each layer of a pool, and its index there: of KDA and of MLA layers.
@@ -61,7 +61,7 @@ impl Group {
         degrees.check(config)?;
         let devices: Vec<&Device> = backends.iter().map(|backend| backend.device()).collect();
         let device = join_devices(&devices, degrees.ranks())?;
-        let ranks: Vec<Rank> = backends.into_iter().map(Rank::new).collect();
+        let ranks: Vec<SharedBackend> = backends.into_iter().map(SharedBackend::new).collect();
         let leaves = exchange::join(&ranks, degrees.width())?;
         let stages = degrees.stages(config.layers.len());
         let places = |layers: Vec<usize>| {
@@ -107,7 +107,7 @@ impl Group {
     }
 
     /// The ranks of a stage, each with its index there.
-    fn stage(&self, stage: usize) -> impl Iterator<Item = (usize, &Rank)> {
+    fn stage(&self, stage: usize) -> impl Iterator<Item = (usize, &SharedBackend)> {
         let width = self.degrees.width();
         self.ranks[stage * width..(stage + 1) * width]
             .iter()
@@ -121,7 +121,8 @@ impl Group {
         split: bool,
     ) -> Result<Tensor> {
         let ranks = if split { self.degrees.tensor } else { 1 };
-        let make = |rank: &Rank| rank.lock().tensor(rows, capacity, width / ranks, element);
+        let make =
+            |rank: &SharedBackend| rank.lock().tensor(rows, capacity, width / ranks, element);
         let handles = self.ranks.iter().map(make).collect::<Result<_>>()?;
         let tensor = GroupTensor {
             split: ranks > 1,
@@ -155,8 +156,8 @@ impl Group {
     fn on(&self, stage: usize, rank: usize, tensor: Tensor) -> Result<On> {
         let index = stage * self.degrees.width() + rank;
         let tensor = self.tables.tensors.get(NAME, tensor)?.ranks[index];
-        let rank = self.ranks[index].clone();
-        Ok(On { rank, tensor })
+        let backend = self.ranks[index].clone();
+        Ok(On { backend, tensor })
     }
 
     /// A tensor on all ranks of a stage.
@@ -277,6 +278,10 @@ impl Backend for Group {
         self.degrees.tensor
     }
 
+    fn device_count(&self) -> usize {
+        self.ranks.len()
+    }
+
     fn recover(&mut self) -> Result<()> {
         // Those that are still there must not wait in exchanges of before, nor for ranks that are lost.
         self.leaves.iter().flatten().for_each(|leave| leave());
@@ -288,7 +293,7 @@ impl Backend for Group {
 
     fn weight(&mut self, source: WeightSource) -> Result<Weight> {
         let stage = self.stage_of(source.place.layer);
-        let load = |(index, rank): (usize, &Rank)| {
+        let load = |(index, rank): (usize, &SharedBackend)| {
             let part = divide::weight(&source, &self.degrees, index)?;
             rank.lock().weight(part)
         };
@@ -315,7 +320,7 @@ impl Backend for Group {
 
     fn random_weight(&mut self, weight: RandomWeight) -> Result<Weight> {
         let stage = self.stage_of(weight.place.layer);
-        let make = |(index, rank): (usize, &Rank)| {
+        let make = |(index, rank): (usize, &SharedBackend)| {
             let part = divide::random(&weight, &self.degrees, index);
             rank.lock().random_weight(part)
         };
@@ -389,7 +394,7 @@ impl Backend for Group {
 
     fn state_pool(&mut self, layout: StateLayout) -> Result<StatePool> {
         let (width, ranks) = (self.degrees.width(), self.degrees.tensor);
-        let make = |(index, rank): (usize, &Rank)| {
+        let make = |(index, rank): (usize, &SharedBackend)| {
             let layers = self.kda_layers.iter();
             let layers = layers.filter(|(stage, _)| *stage == index / width).count();
             let layout = divide::state_layout(&layout, ranks, layers);
@@ -405,7 +410,7 @@ impl Backend for Group {
 
     fn latent_pool(&mut self, layout: LatentLayout) -> Result<LatentPool> {
         let width = self.degrees.width();
-        let make = |(index, rank): (usize, &Rank)| {
+        let make = |(index, rank): (usize, &SharedBackend)| {
             let layers = self.mla_layers.iter();
             let layers = layers.filter(|(stage, _)| *stage == index / width).count();
             rank.lock().latent_pool(LatentLayout { layers, ..layout })
@@ -530,7 +535,8 @@ impl Backend for Group {
         for part in parts {
             compiled.push(self.compile_part(part, capacity, &mut names)?);
         }
-        self.traffic.note(&compiled);
+        let places = compiled.iter().flat_map(step::Part::places);
+        self.traffic.note(places);
         Ok(Box::new(GroupStep {
             traffic: Arc::clone(&self.traffic),
             capacity,

@@ -1,49 +1,14 @@
 //! A step of a group: the ranks' steps, and between them what passes through the host's memory.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::exchange;
 use super::lower::Exchange;
 use crate::backend::check::Demands;
-use crate::backend::{
-    Backend, Batch, Capacity, Leave, Result, Rows, Step, StepOutput, Tensor, TensorValues, Ticket,
-};
+use crate::backend::shared::{On, Traffic};
+use crate::backend::{Batch, Capacity, Leave, Result, Step, StepOutput, TensorValues, Ticket};
 use crate::error::BackendError;
-
-/// A rank, shared by the group and its steps.
-#[derive(Clone)]
-pub(super) struct Rank(Arc<Mutex<Box<dyn Backend>>>);
-
-impl Rank {
-    pub(super) fn new(backend: Box<dyn Backend>) -> Self {
-        Self(Arc::new(Mutex::new(backend)))
-    }
-
-    pub(super) fn lock(&self) -> MutexGuard<'_, Box<dyn Backend>> {
-        // A panic while the lock was held is a bug in an operation, whose output is undefined anyway.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A tensor on some rank.
-#[derive(Clone)]
-pub(super) struct On {
-    pub(super) rank: Rank,
-    pub(super) tensor: Tensor,
-}
-
-/// Bytes between the devices of a group and the host.
-#[derive(Debug, Default)]
-pub struct Traffic {
-    /// For each token of the step that was compiled last.
-    pub per_token: AtomicU64,
-    /// For each of its output rows.
-    pub per_output: AtomicU64,
-    /// Of all submissions so far.
-    pub sent: AtomicU64,
-}
 
 /// A part of a step, compiled.
 pub(super) enum Part {
@@ -71,7 +36,7 @@ pub(super) enum Part {
 
 impl Part {
     /// Everything that is read or written in an exchange.
-    fn places(&self) -> Vec<&On> {
+    pub(super) fn places(&self) -> Vec<&On> {
         match self {
             Self::Run { .. } => Vec::new(),
             Self::Exchange {
@@ -83,26 +48,6 @@ impl Part {
                     .collect()
             }
         }
-    }
-}
-
-impl Traffic {
-    /// Notes what a step with these parts will send.
-    pub(super) fn note(&self, parts: &[Part]) {
-        let (mut tokens, mut outputs) = (0, 0);
-        for place in parts.iter().flat_map(Part::places) {
-            let bytes = 4 * place.tensor.width as u64;
-            match place.tensor.rows {
-                Rows::Tokens => tokens += bytes,
-                Rows::Outputs => outputs += bytes,
-            }
-        }
-        self.per_token.store(tokens, Ordering::Relaxed);
-        self.per_output.store(outputs, Ordering::Relaxed);
-    }
-
-    fn add(&self, values: usize) {
-        self.sent.fetch_add(4 * values as u64, Ordering::Relaxed);
     }
 }
 
@@ -148,7 +93,7 @@ impl Step for GroupStep {
                     if leaves.is_empty() {
                         run(steps, batch, &mut output)?;
                     } else {
-                        extend(&mut output, exchange::run(steps, leaves, batch)?);
+                        output.extend(exchange::run(steps, leaves, batch)?);
                     }
                 }
                 Part::Exchange {
@@ -167,7 +112,7 @@ impl Step for GroupStep {
                 Part::Send(tensors) => {
                     let started = Instant::now();
                     for (from, to) in tensors {
-                        let values = read(from, rows(from, batch), &self.traffic)?;
+                        let values = read(from, from.rows(batch), &self.traffic)?;
                         to.iter()
                             .try_for_each(|to| write(to, &values, &self.traffic))?;
                     }
@@ -189,34 +134,15 @@ fn run(steps: &mut [Box<dyn Step>], batch: &Batch, output: &mut StepOutput) -> R
     for (rank, ticket) in tickets.into_iter().rev().enumerate() {
         let found = ticket.wait()?;
         if rank == 0 {
-            extend(output, found);
+            output.extend(found);
         }
     }
     Ok(())
 }
 
-/// Adds the results of a part.
-fn extend(output: &mut StepOutput, found: StepOutput) {
-    output.choices.extend(found.choices);
-    output.draws.extend(found.draws);
-    output.logits.extend(found.logits);
-    output.probes.extend(found.probes);
-    let times = found.milliseconds.into_iter();
-    times.for_each(|(name, time)| output.add_time(name, time));
-}
-
-/// Rows of a tensor that a batch has.
-fn rows(place: &On, batch: &Batch) -> usize {
-    match place.tensor.rows {
-        Rows::Tokens => batch.tokens.len(),
-        Rows::Outputs => batch.outputs.len(),
-    }
-}
-
 fn read(place: &On, rows: usize, traffic: &Traffic) -> Result<TensorValues> {
-    let ticket = place.rank.lock().read_tensor(place.tensor, rows);
     traffic.add(rows * place.tensor.width);
-    ticket.wait()
+    place.read(rows).wait()
 }
 
 fn write(place: &On, values: &TensorValues, traffic: &Traffic) -> Result<()> {
@@ -224,13 +150,12 @@ fn write(place: &On, values: &TensorValues, traffic: &Traffic) -> Result<()> {
         TensorValues::F32(values) => values.len(),
         TensorValues::Index(values) => values.len(),
     });
-    place.rank.lock().write_tensor(place.tensor, values)
+    place.write(values)
 }
 
 /// Reads the same rows of all places.
 fn read_all(places: &[On], rows: usize, traffic: &Traffic) -> Result<Vec<Vec<f32>>> {
-    let start = |place: &On| place.rank.lock().read_tensor(place.tensor, rows);
-    let tickets: Vec<_> = places.iter().map(start).collect();
+    let tickets: Vec<_> = places.iter().map(|place| place.read(rows)).collect();
     let values = tickets.into_iter().map(|ticket| match ticket.wait()? {
         TensorValues::F32(values) => {
             traffic.add(values.len());
@@ -259,7 +184,7 @@ fn run_exchange(
     let Some(first) = from.first() else {
         return Ok(());
     };
-    let count = rows(first, batch);
+    let count = first.rows(batch);
     let parts = read_all(from, count, traffic)?;
     let values = match exchange {
         Exchange::Sum(_) => sum(parts),

@@ -5,10 +5,13 @@ use std::io::Write;
 use anyhow::{Result, ensure};
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
+use kimi_linear::backend::Device;
 use kimi_linear::bench::throughput::{Test, Throughput, limits, measure};
+use kimi_linear::engine::{EngineSizes, MemoryPlanner};
 use serde::Serialize;
 
 use super::super::nodes::NodeOptions;
+use super::super::offload::OffloadOptions;
 use super::super::options::{
     CacheOptions, DeviceOptions, ModelOptions, WeightOptions, checkpoint, load_model,
     parse_token_limit, parse_tokens,
@@ -38,6 +41,8 @@ pub(super) struct Arguments {
     parallel: ParallelOptions,
     #[command(flatten)]
     nodes: NodeOptions,
+    #[command(flatten)]
+    offload: OffloadOptions,
     #[command(flatten)]
     cache: CacheOptions,
     /// Prompt lengths to time, in tokens; 0 for none.
@@ -100,23 +105,27 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         "{longest} tokens (depth and test): expected at most the model's {}",
         config.model_max_length
     );
-    let stored = checkpoint(&arguments.model, arguments.weights, &config)?;
+    let (device, nodes) = (&arguments.device, &arguments.nodes);
     let degrees = arguments.parallel.degrees();
-    if arguments.nodes.is_headless() {
-        return arguments
-            .nodes
-            .serve(&arguments.device, &config, &stored, degrees);
+    let several = nodes.are_several() || nodes.is_headless();
+    arguments.offload.check(&config, degrees, several)?;
+    let stored = checkpoint(&arguments.model, arguments.weights, &config)?;
+    if nodes.is_headless() {
+        return nodes.serve(device, &config, &stored, degrees);
     }
     let size = stored.total_bytes();
-    let (device, nodes) = (&arguments.device, &arguments.nodes);
+    let stored = || Ok(stored.clone());
+    let backend = arguments.parallel.open(device, nodes, &config, stored)?;
     let backend = arguments
-        .parallel
-        .open(device, nodes, &config, || Ok(stored))?;
+        .offload
+        .place(backend, &config, stored, |device| {
+            planner(&tests, arguments, device)
+        })?;
     let mut loaded = load_model(
         &arguments.model,
         arguments.weights,
         &config,
-        backend,
+        backend.backend,
         |device| {
             limits(
                 &tests,
@@ -156,6 +165,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         Output::Json => super::super::print_json(&rows),
         Output::Md => Ok(write!(std::io::stdout(), "{}", markdown(&rows))?),
     }
+}
+
+/// The planner of what the tests need on a device: a sequence, and its state at the depth.
+fn planner(tests: &[Test], arguments: &Arguments, device: &Device) -> MemoryPlanner {
+    let longest = Test::longest(tests);
+    let sizes = EngineSizes {
+        prefill_chunk: arguments.prefill_chunk.min(longest),
+        checkpoints: 1,
+        ..EngineSizes::one(longest)
+    };
+    MemoryPlanner::of(&sizes, arguments.cache.dtype(device))
 }
 
 /// The columns of llama-bench; `t/s` is the median and the standard deviation of the repetitions.

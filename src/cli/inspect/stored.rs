@@ -19,7 +19,10 @@ pub(in crate::cli) struct Stored {
     pub(super) bytes: u64,
     bits_per_weight: f64,
     /// Bytes of weights that one token reads at batch 1.
-    active_bytes: u64,
+    pub(super) active_bytes: u64,
+    /// Bytes of the routed experts of each layer with experts, in their order.
+    #[serde(skip)]
+    pub(super) expert_bytes: Vec<u64>,
     formats: Vec<FormatUse>,
     /// Unsupported formats: a model with any of them does not run.
     unread: Vec<String>,
@@ -46,6 +49,7 @@ impl Stored {
             bytes: sum(|format| format.bytes),
             bits_per_weight: sum(|format| format.bytes) as f64 * 8.0 / weights.max(1) as f64,
             active_bytes: sum(|format| format.active_bytes),
+            expert_bytes: files.expert_bytes(config)?.unwrap_or_default(),
             unread,
             general: keys(files, "general."),
             imatrix: keys(files, "quantize.imatrix."),

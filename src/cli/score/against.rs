@@ -96,7 +96,7 @@ fn observe(
         checkpoints: 0,
         ..EngineSizes::one(tokens.len())
     };
-    let backend = arguments.device.open()?;
+    let backend = arguments.open(model, weights, config, &sizes)?;
     let mut loaded = load_model(model, weights, config, backend, |device| {
         sizes.limits(arguments.cache.dtype(device))
     })?;

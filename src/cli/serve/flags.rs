@@ -11,6 +11,7 @@ use kimi_linear::engine::{BLOCK_TOKENS, PREFILL_CHUNK};
 use kimi_linear::server::{Origins, ServerOptions};
 
 use super::super::nodes::NodeOptions;
+use super::super::offload::OffloadOptions;
 use super::super::options::{CacheOptions, DtypeName, parse_tokens};
 use super::super::parallel::ParallelOptions;
 use super::super::speculative::SpeculativeOptions;
@@ -208,9 +209,8 @@ pub(super) struct Engines {
     /// Maximum number of waiting requests; further ones are refused with HTTP 429.
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub(super) max_queue: usize,
-    /// Fraction of the device's memory to use for weights, caches and activations.
-    #[arg(long, value_name = "FRACTION", default_value_t = 0.9)]
-    pub(super) gpu_memory_utilization: f64,
+    #[command(flatten)]
+    pub(super) offload: OffloadOptions,
     /// Number of 64-token blocks in the latent cache. Default: enough for --max-num-seqs sequences of --max-model-len tokens, or as
     /// many as fit in memory.
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
@@ -231,18 +231,11 @@ pub(super) struct Engines {
 
 impl Engines {
     /// Refuses invalid values before anything is loaded.
-    pub(super) fn check(&self) -> Result<()> {
-        ensure!(
-            self.gpu_memory_utilization > 0.0 && self.gpu_memory_utilization <= 1.0,
-            "--gpu-memory-utilization should be above 0 and at most 1, but is {}",
-            self.gpu_memory_utilization
-        );
+    pub(super) fn check(&self, config: &ModelConfig) -> Result<()> {
+        let several = self.nodes.are_several() || self.nodes.is_headless();
+        let degrees = self.parallel.degrees();
+        self.offload.check(config, degrees, several)?;
         self.prefill_chunk().map(|_| ())
-    }
-
-    /// The fraction of this memory that may be used.
-    pub(super) fn part(&self, bytes: u64) -> u64 {
-        (bytes as f64 * self.gpu_memory_utilization) as u64
     }
 
     /// Weights are not converted.

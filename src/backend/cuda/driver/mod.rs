@@ -292,6 +292,11 @@ impl Machine for Driver {
         &self.device
     }
 
+    fn free_memory(&self) -> Option<u64> {
+        let (free, _) = self.stream.context().mem_get_info().ok()?;
+        Some(free as u64)
+    }
+
     fn allocate(&self, what: &str, bytes: u64) -> Result<Box<dyn Memory>> {
         let _state = self.state()?;
         let memory = DeviceMemory::new(&self.stream, &self.freed, what, bytes)?;
