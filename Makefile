@@ -127,7 +127,7 @@ app-pictures: install-rust-components install-xvfb target/python/made
 	.ci/on-xvfb target/release/kimi-linear-app --demo --backend cpu --demo-script docs/app/pictures.script --out docs/app
 	.ci/on-xvfb target/release/kimi-linear-app --demo --backend cpu --demo-script docs/app/moving.script --out target/frames
 	target/python/bin/python docs/app/moving.py target/frames docs/app/memory.gif
-	@if command -v gifsicle >/dev/null; then gifsicle --batch --optimize=3 --lossy=20 docs/app/memory.gif; fi
+	@if command -v gifsicle >/dev/null; then gifsicle --batch --optimize=3 --lossy=60 --colors 64 docs/app/memory.gif; fi
 	@if command -v pngquant >/dev/null; then for picture in docs/app/*.png; do \
 		pngquant --quality 85-100 --strip --force --output $$picture $$picture || true; done; fi
 

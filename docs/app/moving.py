@@ -7,10 +7,11 @@ from PIL import Image
 
 # The panels at the right: the state above, what it remembers below.
 PANELS = (571, 26, 1280, 660)
-# Milliseconds of a token, and of the last one.
-TOKEN, END = 350, 3000
+# Milliseconds of a frame, and of the last one.
+FRAME, END = 500, 3000
 
-paths = sorted(Path(sys.argv[1]).glob("frame-*.png"))
+# Two tokens a frame, which halves the file; the last one is among them.
+paths = sorted(Path(sys.argv[1]).glob("frame-*.png"))[::-2][::-1]
 if not paths:
     sys.exit(f"error: there is no frame in {sys.argv[1]}")
 frames = [Image.open(path).convert("RGB").crop(PANELS) for path in paths]
@@ -22,5 +23,5 @@ for at, frame in enumerate(some):
     strip.paste(frame, (0, at * height))
 palette = strip.quantize(96, dither=Image.Dither.NONE)
 frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-times = [TOKEN] * (len(frames) - 1) + [END]
+times = [FRAME] * (len(frames) - 1) + [END]
 frames[0].save(sys.argv[2], save_all=True, append_images=frames[1:], duration=times, loop=0, optimize=True)

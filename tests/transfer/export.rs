@@ -32,6 +32,19 @@ impl Wrap for Watched {
     }
 }
 
+/// The last segment runs in parts of one layer each, also where the layers are on several devices.
+#[test]
+fn layers_on_several_devices_are_those_of_one() {
+    for name in ["tiny-a", "tiny-128"] {
+        let (header, records) = exported(on(cpu, name));
+        let stages = crate::group::group(name, [1, 1, 2], cpu);
+        let engine = engine_on(stages, name, limits(2, 5, 40), OPTIONS);
+        let (found, others) = exported(engine);
+        assert_eq!(found.tokens, header.tokens, "{name}");
+        assert!(records == others, "{name}");
+    }
+}
+
 /// Before the last layer's part is submitted, the reader has the first layer's record.
 #[test]
 fn the_first_layer_leaves_before_the_last_is_computed() {

@@ -9,6 +9,8 @@ mod emulated;
 #[path = "../engine_harness/mod.rs"]
 mod engine_harness;
 mod export;
+#[path = "../common/group.rs"]
+mod group;
 mod hand_off;
 mod import;
 #[path = "../common/seeds.rs"]

@@ -119,9 +119,14 @@ pub(super) fn lower(
     let mut first = 0;
     while first < items.len() {
         let stage = stages[first];
-        let (before, at) = (first.checked_sub(1).map(|before| stages[before]), first);
+        let before = match first.checked_sub(1) {
+            Some(before) => Some(stages[before]),
+            // A program of single layers goes on from the program of the layer before.
+            None if opens_later_stage(&items, tables)? => Some(stage - 1),
+            None => None,
+        };
         if let Some(from) = before.filter(|before| *before != stage) {
-            let tensors = live(&items[at..]);
+            let tensors = live(&items[first..]);
             parts.push(Part::Send {
                 from,
                 to: stage,
@@ -281,6 +286,15 @@ fn stages_of(items: &[Item], tables: &Tables) -> Result<Vec<usize>> {
         stages.push(stage);
     }
     Ok(stages)
+}
+
+/// Whether the first weight of a program is of the first layer of a later stage.
+fn opens_later_stage(items: &[Item], tables: &Tables) -> Result<bool> {
+    let first = items.iter().find_map(|item| match item {
+        Item::Op(op) => weights(op).first().copied(),
+        Item::Exchange(_) => None,
+    });
+    first.map_or(Ok(false), |weight| tables.opens_later_stage(weight))
 }
 
 /// A weight of an operation, or of each of a block's parts.

@@ -312,6 +312,7 @@ impl Backend for Group {
         };
         let weight = GroupWeight {
             stage,
+            opens_stage: self.stages[stage].start == source.place.layer,
             columns: source.place.cut == Cut::Columns,
             ranks,
         };
@@ -327,6 +328,7 @@ impl Backend for Group {
         let ranks = self.stage(stage).map(make).collect::<Result<_>>()?;
         let made = GroupWeight {
             stage,
+            opens_stage: self.stages[stage].start == weight.place.layer,
             columns: weight.place.cut == Cut::Columns,
             ranks,
         };

@@ -7,6 +7,8 @@ use crate::backend::{LatentPool, Result, StatePool, Tensor, Weight};
 /// A weight of one pipeline stage.
 pub(super) struct GroupWeight {
     pub(super) stage: usize,
+    /// Whether its layer is the first of its stage.
+    pub(super) opens_stage: bool,
     /// Whether each rank has some of its columns: a product with it gives each rank a part of a sum.
     pub(super) columns: bool,
     /// The handle of each rank of the stage.
@@ -42,6 +44,12 @@ impl Tables {
     /// Whether a product with a weight gives each rank a part of a sum, if tensor parallelism divides the model.
     pub(super) fn gives_parts(&self, weight: Weight) -> Result<bool> {
         Ok(self.weights.get(self.backend, weight)?.columns)
+    }
+
+    /// Whether a weight is of the first layer of a stage other than the first.
+    pub(super) fn opens_later_stage(&self, weight: Weight) -> Result<bool> {
+        let weight = self.weights.get(self.backend, weight)?;
+        Ok(weight.stage > 0 && weight.opens_stage)
     }
 
     /// The stage that has a weight.
