@@ -254,6 +254,8 @@ impl Settings {
             ("DYN_EVENT_PLANE", "zmq".to_owned()),
             ("DYN_SELF_HOST_METADATA", "0".to_owned()),
             ("ETCD_STARTUP_CONNECT_TIMEOUT_SECONDS", "30".to_owned()),
+            // A worker waits for its requests and transfers by itself, whatever its role.
+            ("DYN_PREFILL_DRAIN_TIMEOUT_S", "5".to_owned()),
             // Dynamo's default is the number of cores; each incoming transfer of caches has such a thread.
             ("DYN_RUNTIME_MAX_BLOCKING_THREADS", "512".to_owned()),
         ];

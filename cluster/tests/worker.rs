@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dynamo_backend_common::{FinishReason, LLMEngineOutput, PreprocessedRequest};
-use dynamo_llm::protocols::common::preprocessor::BootstrapInfo;
+use dynamo_llm::protocols::common::preprocessor::{BootstrapInfo, PrefillResult};
 use dynamo_runtime::discovery::{DiscoveryInstance, DiscoveryQuery, EventTransportKind};
 use dynamo_runtime::distributed::{DiscoveryBackend, DistributedConfig, RequestPlaneMode};
 use dynamo_runtime::pipeline::network::ResponsePlaneMode;
@@ -239,6 +239,25 @@ async fn answer(
     Ok((tokens, ended.ok_or("the stream has no end")?))
 }
 
+/// The chunks of a response.
+async fn chunks(
+    router: &Router,
+    worker: u64,
+    request: PreprocessedRequest,
+) -> Vec<LLMEngineOutput> {
+    let stream = router.direct(Context::new(request), worker).await.unwrap();
+    let items = stream.map(|item| {
+        assert!(item.error.is_none(), "{item:?}");
+        item.data
+    });
+    items
+        .collect::<Vec<_>>()
+        .await
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
 /// One request as Dynamo's prefill router sends it: to both workers, with a room for its caches.
 async fn apart(
     request: &Request,
@@ -291,6 +310,21 @@ async fn prefill_and_decode_apart_answer_as_one_engine_and_roles_change_under_lo
     });
     assert_eq!(futures::future::join_all(answers).await, expected);
 
+    // A router that knows no rooms tells the decode worker afterwards where the caches are.
+    let mut first = routed(&requests[2], None);
+    first.stop_conditions.max_tokens = Some(1);
+    let chunks = chunks(&prefill_router, prefill.id, first).await;
+    let [chunk] = &chunks[..] else {
+        panic!("a prefill has one chunk: {chunks:?}");
+    };
+    let mut second = routed(&requests[2], None);
+    second.prefill_result = Some(PrefillResult {
+        disaggregated_params: chunk.disaggregated_params.clone().unwrap(),
+        prompt_tokens_details: None,
+    });
+    let told = answer(&decode_router, decode.id, second).await.unwrap();
+    assert_eq!(told.0, expected[2]);
+
     // What no worker can answer is refused at once.
     let empty = routed(&Request::new(Vec::new(), 1), None);
     let error = answer(&decode_router, decode.id, empty).await.unwrap_err();
@@ -338,7 +372,7 @@ async fn prefill_and_decode_apart_answer_as_one_engine_and_roles_change_under_lo
     // The metrics of the earlier role are not told a second time.
     let heads = metrics.matches("# TYPE vllm:num_requests_running").count();
     assert_eq!(heads, 1, "{metrics}");
-    assert!(metrics.contains("outcome=\"completed\"} 7"), "{metrics}");
+    assert!(metrics.contains("outcome=\"completed\"} 8"), "{metrics}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

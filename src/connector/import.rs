@@ -1,11 +1,12 @@
 //! A decode instance's side of a request: its caches are fetched once the engine has reserved a slot and blocks; if they do not
 //! come, the prompt is prefilled here, or the request fails.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{AbortHandle, spawn_blocking};
+use tokio::task::spawn_blocking;
 
 use super::{Connector, LoadFailure};
 use crate::cache::{CacheHeader, LayerRecord};
@@ -18,7 +19,7 @@ const RECORDS: usize = 32;
 
 impl Connector {
     /// Submits a request whose caches come from `address` (`host:port`) under the name `id`, and starts to fetch them when the
-    /// slot and blocks are reserved. Aborting the task stops fetching.
+    /// slot and blocks are reserved.
     ///
     /// # Errors
     /// An engine that has stopped, or a connector that fetches no caches. A request that cannot run fails by an event.
@@ -28,7 +29,7 @@ impl Connector {
         sink: Sink,
         address: String,
         id: String,
-    ) -> Result<(RequestId, AbortHandle), Error> {
+    ) -> Result<(RequestId, Fetch), Error> {
         let consumer = self.consumer.as_ref();
         let consumer = Arc::clone(consumer.ok_or(TransferError::NoRole("kv_consumer"))?);
         let (sender, reserved) = oneshot::channel();
@@ -48,14 +49,16 @@ impl Connector {
             load_failure: self.config.load_failure,
             recomputed: Arc::clone(&self.recomputed),
         };
-        let task = tokio::spawn(async move {
-            // If the slot and blocks are never reserved, the request has ended by itself.
-            if let Ok(have) = reserved.await {
-                fetching.run(have).await;
-            }
-        });
-        Ok((request, task.abort_handle()))
+        let (stop, stopped) = oneshot::channel();
+        tokio::spawn(fetching.run_or_decline(reserved, stopped));
+        Ok((request, Fetch { _stop: stop }))
     }
+}
+
+/// The caches of an import, which are fetched in a task. Dropping it stops the task, and the prefill instance drops the caches.
+#[derive(Debug)]
+pub struct Fetch {
+    _stop: oneshot::Sender<Infallible>,
 }
 
 /// Passes on when an import's slot and blocks are reserved, before the sink has the event.
@@ -86,6 +89,36 @@ struct Fetching {
 }
 
 impl Fetching {
+    /// Fetches the caches once slot and blocks are reserved, until `stopped` ends.
+    async fn run_or_decline(
+        self,
+        reserved: oneshot::Receiver<usize>,
+        mut stopped: oneshot::Receiver<Infallible>,
+    ) {
+        let have = tokio::select! {
+            biased;
+            _ = &mut stopped => None,
+            // The request has ended by itself if they never are.
+            have = reserved => have.ok(),
+        };
+        match have {
+            Some(have) => tokio::select! {
+                _ = stopped => {}
+                () = self.run(have) => {}
+            },
+            None => self.decline().await,
+        }
+    }
+
+    /// Tells the prefill instance that its caches are not needed; otherwise it would keep them until their time is over.
+    async fn decline(&self) {
+        let fetching = self
+            .consumer
+            .fetch(&self.address, &self.id, 0, &self.header);
+        // What has begun is cancelled by dropping it; an instance that is gone need not know.
+        drop(fetching.await);
+    }
+
     async fn run(self, have: usize) {
         let Err(error) = self.load(have).await else {
             return;

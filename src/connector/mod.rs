@@ -16,6 +16,7 @@ use crate::engine::EngineHandle;
 use crate::error::{Error, TransferError};
 use crate::transfer::{Consumer, Identity, Producer, TransferOptions, TransferStats};
 pub use config::KvConfigError;
+pub use import::Fetch;
 
 /// Interval at which a shutdown checks for active transfers.
 const PAUSE: Duration = Duration::from_millis(20);

@@ -70,7 +70,7 @@ pub use lookup::PromptLookup;
 pub use memory_planner::MemoryPlanner;
 pub use options::{BLOCK_TOKENS, EngineOptions, EngineSizes, PREFILL_CHUNK};
 pub use output::{Output, OutputProcessor};
-pub use remote_request::RemoteRequest;
+pub use remote_request::{CompileGrammar, RemoteRequest};
 pub use request::{PromptScores, Request, RequestId, check_prompt};
 pub use sampling::Sampling;
 pub use score::Score;

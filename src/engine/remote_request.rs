@@ -9,6 +9,9 @@ use super::request::{PromptScores, Request};
 use super::sampling::ExactSampling;
 use crate::error::EngineError;
 
+/// Compiles a grammar from its source, or says why it cannot be.
+pub type CompileGrammar<'a> = dyn Fn(&GrammarSource) -> Result<Arc<dyn Grammar>, String> + 'a;
+
 /// All of a [`Request`] but its tokens and [`Request::max_tokens`], for serialisation: a router between the processes may add
 /// tokens that an engine generated before it was lost, and then lowers `max_tokens`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -76,7 +79,7 @@ impl RemoteRequest {
         self,
         tokens: Vec<u32>,
         max_tokens: usize,
-        compile: &dyn Fn(&GrammarSource) -> Result<Arc<dyn Grammar>, String>,
+        compile: &CompileGrammar<'_>,
     ) -> Result<Request, EngineError> {
         let found = tokens.len();
         let answered = found.checked_sub(self.prompt_tokens);

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
-use tokio::task::AbortHandle;
 
 use super::error::{ApiError, Result};
 use super::gate::Inside;
 use super::kv_params::{self, Remote};
 use super::metrics::Watch;
 use super::service::Service;
+use crate::connector::Fetch;
 use crate::engine::{EngineClient, Event, Output, OutputProcessor, Request, RequestId, Sink};
 use crate::error::{EngineError, Error, TransferError};
 use crate::transfer::Offer;
@@ -30,16 +30,13 @@ pub(super) struct Answers {
     /// The location of the caches, for the client to pass on.
     kv_transfer_params: Option<Value>,
     /// The task that fetches caches.
-    fetching: Option<AbortHandle>,
+    _fetching: Option<Fetch>,
     /// Keeps a shutdown waiting.
     _inside: Arc<Inside>,
 }
 
 impl Drop for Answers {
     fn drop(&mut self) {
-        if let Some(fetching) = &self.fetching {
-            fetching.abort();
-        }
         match &self.offer {
             // The other server fetches them now or later.
             Some(_) if self.left == 0 => return,
@@ -92,7 +89,7 @@ impl Answers {
             left: requests.iter().map(|request| request.samples).sum(),
             offer: None,
             kv_transfer_params: None,
-            fetching: None,
+            _fetching: None,
             _inside: inside,
         };
         let mut untaken = requests.len();
@@ -162,7 +159,7 @@ impl Answers {
                 let imported = connector.import(request, sink, address, id.clone()).await;
                 let (request, fetching) = imported.map_err(|error| refusal(service, &error))?;
                 self.ids.push(request);
-                self.fetching = Some(fetching);
+                self._fetching = Some(fetching);
             }
         }
         Ok(())

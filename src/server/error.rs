@@ -192,7 +192,8 @@ impl From<&EngineError> for ApiError {
             EngineError::BatchTooLarge { .. } => {
                 Self::field("prompt", format!("`prompt`: {message}")).code("invalid_value")
             }
-            EngineError::Stopped => Self::unavailable(message),
+            EngineError::Stopped | EngineError::Unavailable { .. } => Self::unavailable(message),
+            EngineError::Refused { .. } | EngineError::NotRemote { .. } => Self::invalid(message),
             _ => Self::internal(message),
         }
     }

@@ -63,10 +63,10 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
     /// Number of requests.
-    #[arg(long, value_name = "N", default_value_t = 40, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub requests: usize,
     /// Mean arrivals per second; their pattern is the trace's.
-    #[arg(long, value_name = "R", default_value_t = 1.0, value_parser = parse_positive)]
+    #[arg(long, value_name = "R", default_value_t = 2.0, value_parser = parse_positive)]
     pub rate: f64,
     /// Tokens of a prompt for each token of the trace's. Default: as many as let the longest prompt fit, at most 1.
     #[arg(long, value_name = "S", value_parser = parse_positive)]
@@ -303,6 +303,6 @@ mod tests {
         let long = message(&["--max-model-len", "100000"]);
         assert!(long.contains("made for 8192"), "{long}");
         let inputs = parse(&[]).unwrap().inputs().unwrap();
-        assert_eq!((inputs.context, inputs.trace.requests().len()), (8192, 40));
+        assert_eq!((inputs.context, inputs.trace.requests().len()), (8192, 60));
     }
 }

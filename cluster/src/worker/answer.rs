@@ -6,12 +6,12 @@ use std::sync::Arc;
 use dynamo_backend_common::{AsyncEngineContext, DynamoError, ErrorType, LLMEngineOutput};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use kimi_linear::connector::Fetch;
 use kimi_linear::engine::{EngineHandle, Event, FinishReason, RequestId, Sink};
 use kimi_linear::error::EngineError;
 use kimi_linear::transfer::Offer;
 use serde_json::Value;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
-use tokio::task::AbortHandle;
 
 use super::counts::Counted;
 use crate::wire::{ChunkWriter, dynamo_error};
@@ -26,8 +26,8 @@ pub(super) type ItemStream = BoxStream<'static, Item>;
 pub(super) struct Guard {
     pub(super) engine: EngineHandle,
     pub(super) id: RequestId,
-    /// The task that fetches the prompt's caches.
-    pub(super) fetching: Option<AbortHandle>,
+    /// The prompt's caches, while they are fetched.
+    pub(super) fetching: Option<Fetch>,
     /// The prompt's caches, for a decode worker. They outlive the answer here.
     pub(super) offer: Option<Offer>,
     /// Whether the request has come to its end.
@@ -39,9 +39,7 @@ impl Drop for Guard {
         if self.finished {
             return;
         }
-        if let Some(fetching) = &self.fetching {
-            fetching.abort();
-        }
+        self.fetching = None;
         if let Some(offer) = &self.offer {
             offer.cancel("the request was cancelled at the prefill worker");
         }

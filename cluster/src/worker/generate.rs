@@ -85,7 +85,8 @@ pub(super) async fn generate(
     context: &GenerateContext,
 ) -> Result<ItemStream, DynamoError> {
     if request.token_ids.is_empty() {
-        return Err(dynamo_error(&EngineError::EmptyPrompt.into()));
+        // So a frontend asks whether answers get to it. By the stream, as Dynamo logs a request that is refused at once as a failure.
+        return Ok(once(Err(dynamo_error(&EngineError::EmptyPrompt.into()))));
     }
     let request = Arc::new(request);
     let built = build(Arc::clone(&running.model), Arc::clone(&request)).await;

@@ -12,6 +12,7 @@ use kimi_linear::engine::{BLOCK_TOKENS, EngineSizes};
 use kimi_linear::error::EngineError;
 use tokio::sync::{OnceCell, watch};
 use tokio::task::spawn_blocking;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::counts::Counts;
@@ -20,6 +21,12 @@ use super::metrics::{self, LastStatus, Load, Report};
 use super::model::Model;
 use super::options::{Options, can_be};
 use crate::wire::{Registration, Role};
+
+/// How long a shutdown waits for caches to be fetched that were offered.
+const UNFETCHED: Duration = Duration::from_secs(5);
+
+/// Interval at which it looks.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// A loaded model, and its transfers.
 pub(super) struct Running {
@@ -216,15 +223,17 @@ impl Shared {
         report.text()
     }
 
-    /// Whether no request and no transfer is under way.
+    /// Whether no request and no transfer is under way. Caches that are offered and not fetched yet are neither.
     pub(super) fn is_quiet(&self) -> bool {
-        let running = self.running.get();
-        let transfers = running.map_or(0, |running| running.connector.active());
-        self.counts.totals().requests == 0 && transfers == 0
+        let roles = self.running.get().map(|running| running.connector.stats());
+        let (roles, _) = roles.unwrap_or_default();
+        let active: u64 = roles.iter().map(|(_, stats)| stats.active).sum();
+        self.counts.totals().requests == 0 && active == 0
     }
 
     /// Finishes requests and transfers, for at most this long.
     pub(super) async fn finish(&self, limit: Duration) {
+        let end = Instant::now() + limit;
         if !self.counts.none_left(limit).await {
             let left = self.counts.totals().requests;
             tracing::warn!("{left} requests are cut: they did not finish within {limit:?}");
@@ -232,8 +241,16 @@ impl Shared {
         let Some(running) = self.running.get() else {
             return;
         };
-        let shutdown = running.connector.shutdown();
-        if tokio::time::timeout(limit, shutdown).await.is_err() {
+        let connector = &running.connector;
+        // A decode worker may be about to fetch what was offered last.
+        let fetched = end.min(Instant::now() + UNFETCHED);
+        while connector.active() > 0 && Instant::now() < fetched {
+            tokio::time::sleep(PAUSE).await;
+        }
+        if tokio::time::timeout_at(end, connector.shutdown())
+            .await
+            .is_err()
+        {
             tracing::warn!("transfers are cut: they did not finish within {limit:?}");
         }
     }

@@ -109,6 +109,14 @@ impl Test {
         self.cluster.check().unwrap();
     }
 
+    /// So many clients have left in the frontend's counts too.
+    async fn end(self, left: u64) {
+        let state = self.cluster.status().cluster().await.unwrap();
+        assert_eq!(state.requests.cancelled, left, "{:?}", state.requests);
+        assert_eq!(state.requests.failed, 0, "{:?}", state.requests);
+        self.cluster.shutdown().await;
+    }
+
     async fn offload(&self, everything: bool) -> Role {
         let (threshold, role) = match everything {
             true => (NewThreshold::Tokens(0), Role::Prfaas),
@@ -170,7 +178,7 @@ async fn while_it_waits_in_a_queue() {
             first.leave().await;
             test.goes_on("a queue for prefill").await;
         }
-        test.cluster.shutdown().await;
+        test.end(8).await;
     })
     .await;
 }
@@ -193,7 +201,7 @@ async fn while_its_prompt_is_prefilled() {
                 test.goes_on("a prefill").await;
             }
         }
-        test.cluster.shutdown().await;
+        test.end(6).await;
     })
     .await;
 }
@@ -228,7 +236,7 @@ async fn while_its_caches_are_transferred() {
                 test.goes_on("a transfer").await;
             }
         }
-        test.cluster.shutdown().await;
+        test.end(4).await;
     })
     .await;
 }
@@ -247,7 +255,7 @@ async fn while_it_is_answered() {
                 test.goes_on("an answer").await;
             }
         }
-        test.cluster.shutdown().await;
+        test.end(6).await;
     })
     .await;
 }

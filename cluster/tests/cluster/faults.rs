@@ -26,15 +26,8 @@ async fn killed(name: &str, victim: Process, workers: &[(Role, usize)]) {
     cluster.restart(victim).await.unwrap();
     seen.more(12).await;
     join(&seen, tasks).await;
-    let failed = seen.failed();
-    println!(
-        "{victim} killed: {} right, {} failed",
-        seen.right(),
-        failed.len()
-    );
-    for error in &failed {
-        println!("  {error}");
-    }
+    println!("{victim} killed: {} right", seen.right());
+    seen.print_failed();
     // Discovery forgets the killed process after a while; from then on nothing fails.
     let count = cluster.workers().len();
     until(

@@ -1,5 +1,6 @@
 //! A cluster of processes for a test, a single server to compare it with, and clients.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::Ipv4Addr;
 use std::ops::ControlFlow;
@@ -284,6 +285,17 @@ impl Seen {
 
     pub fn failed(&self) -> Vec<LoadError> {
         self.failed.lock().unwrap().clone()
+    }
+
+    /// Prints each error once, with how often it came.
+    pub fn print_failed(&self) {
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        for error in self.failed() {
+            *counts.entry(error.to_string()).or_default() += 1;
+        }
+        for (error, count) in counts {
+            println!("  {count} failed: {error}");
+        }
     }
 
     /// Lets every client finish its request and stop.

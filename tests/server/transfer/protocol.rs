@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use kimi_linear::connector::{KvTransfer, LoadFailure};
+use kimi_linear::engine::Status;
 use serde_json::json;
 
-use super::super::harness::refusal;
+use super::super::harness::{Running, refusal};
 use super::{assert_empties, bodies, consumer, producer, said, setup};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -113,4 +114,58 @@ async fn what_cannot_be_transferred_is_refused() {
             .await,
         1.0
     );
+}
+
+/// A client that goes away before its request has a slot: the prefill server need not keep the caches until their time is over.
+#[tokio::test(flavor = "multi_thread")]
+async fn caches_of_a_request_that_never_gets_a_slot_are_declined() {
+    let prefill = setup(Some(producer())).start().await;
+    let decode = setup(Some(consumer(LoadFailure::Fail)));
+    let decode = decode.sequences(1).start().await;
+    let path = "/v1/completions";
+    let long =
+        json!({ "prompt": "Once", "max_tokens": 4000, "temperature": 0, "ignore_eos": true });
+    let (url, client) = (decode.url.clone(), decode.client.clone());
+    let running = tokio::spawn(async move {
+        let sent = client.post(format!("{url}{path}")).json(&long).send();
+        let _ = sent.await;
+    });
+    until(&decode, |status| status.running == 1).await;
+    let body = json!({ "prompt": "The quick brown fox", "max_tokens": 6, "temperature": 0 });
+    let (sent, fetched) = bodies(&body, "X", prefill.transfer_port.unwrap());
+    let _ = prefill.ok(path, sent).await;
+    let request = decode.client.post(format!("{}{path}", decode.url));
+    let waiting = tokio::spawn(request.json(&fetched).send());
+    until(&decode, |status| status.waiting == 1).await;
+    let offered = || async {
+        let text = prefill.get_text("/metrics").await;
+        let line = text.lines().find(|line| {
+            line.starts_with("kimi_linear:kv_transfers{") && line.contains("state=\"waiting\"")
+        });
+        line.unwrap().ends_with(" 1")
+    };
+    assert!(offered().await);
+    waiting.abort();
+    until(&decode, |status| status.waiting == 0).await;
+    let declined = async {
+        while offered().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), declined)
+        .await
+        .expect("the caches are kept");
+    running.abort();
+    assert_empties(&prefill).await;
+    assert_empties(&decode).await;
+}
+
+async fn until(server: &Running, reached: impl Fn(&Status) -> bool) {
+    for _ in 0..3000 {
+        if reached(&server.status().await) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{:?}", server.status().await);
 }

@@ -90,6 +90,14 @@ fn numbers(runs: &[Run], text: &mut String) {
         table.rows.push(cells);
     }
     table.write(text);
+    if runs.iter().any(|run| run.outcome.wire_bytes.is_some()) {
+        put(
+            text,
+            format_args!(
+                "All bytes on the link, as its interface counted them, are the caches, their frames, answers of the PrfaaS workers, and                  what frontend and demo ask these for once or twice a second (`/metrics`).\n\n"
+            ),
+        );
+    }
     if runs.iter().any(|run| run.prediction.is_some()) {
         put(
             text,
