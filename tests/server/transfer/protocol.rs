@@ -120,8 +120,10 @@ async fn what_cannot_be_transferred_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn caches_of_a_request_that_never_gets_a_slot_are_declined() {
     let prefill = setup(Some(producer())).start().await;
-    let decode = setup(Some(consumer(LoadFailure::Fail)));
-    let decode = decode.sequences(1).start().await;
+    let mut decode = setup(Some(consumer(LoadFailure::Fail))).sequences(1);
+    // The running sequence has the only slot.
+    decode.sizes.checkpoints = 0;
+    let decode = decode.start().await;
     let path = "/v1/completions";
     let long =
         json!({ "prompt": "Once", "max_tokens": 4000, "temperature": 0, "ignore_eos": true });
