@@ -94,22 +94,19 @@ fn started(name: &str, flags: &[&str]) -> (Child, Vec<(u32, String)>, PathBuf) {
     let (mut command, folder) = demo(name, flags);
     let mut child = command.spawn().unwrap();
     let since = Instant::now();
-    loop {
-        let all = children(child.id());
-        let workers = all
-            .iter()
-            .filter(|(_, line)| line.contains("--role"))
-            .count();
-        if workers == 3 && all.len() == 4 {
-            return (child, all, folder);
-        }
-        if since.elapsed() > Duration::from_secs(60) {
-            let _ = child.kill();
-            let _ = child.wait();
-            panic!("not all processes are there: {all:?}");
-        }
+    let mut all = Vec::new();
+    // A frontend and three workers.
+    while all.len() < 4 && since.elapsed() < Duration::from_secs(60) {
         std::thread::sleep(Duration::from_millis(20));
+        all = children(child.id());
+        all.retain(|(_, line)| line.contains("--discovery"));
     }
+    if all.len() < 4 {
+        let _ = child.kill();
+        let _ = child.wait();
+        panic!("not all processes are there: {all:?}");
+    }
+    (child, all, folder)
 }
 
 fn signal(id: u32, name: &str) {

@@ -58,50 +58,49 @@ async fn runtime(folder: &std::path::Path) -> DistributedRuntime {
     DistributedRuntime::new(runtime, config).await.unwrap()
 }
 
-/// Starts a worker and asks it; how long that took is checked by the test's own limit.
-async fn ask(worker: Worker) -> Result<(), String> {
-    let folder = tempfile::tempdir().unwrap();
-    let here = runtime(folder.path()).await;
-    let there = runtime(folder.path()).await;
-    let component = there.namespace("n").unwrap().component("backend").unwrap();
+/// What the probe says of a worker that is started for it.
+async fn ask(
+    (here, there): &(DistributedRuntime, DistributedRuntime),
+    name: &str,
+    worker: Worker,
+) -> Result<(), String> {
+    let component = there.namespace("n").unwrap().component(name).unwrap();
     let ingress = Ingress::for_engine(Arc::new(worker)).unwrap();
     let endpoint = component.endpoint("generate").endpoint_builder();
     let started = endpoint.handler(ingress).start_with_registration().await;
     let id = ModelCardInstanceId {
         namespace: "n".to_owned(),
-        component: "backend".to_owned(),
+        component: name.to_owned(),
         endpoint: "generate".to_owned(),
         instance_id: started.unwrap().instance().instance_id,
         model_suffix: None,
     };
     let probe = RequestProbe::new(here.clone(), Duration::from_secs(2));
-    let asked = tokio::time::timeout(Duration::from_secs(30), probe.ask("m", &id)).await;
+    let limited = |id| {
+        let asked = probe.ask("m", id);
+        tokio::time::timeout(Duration::from_secs(30), asked)
+    };
+    let asked = limited(&id).await.unwrap();
     let missing = ModelCardInstanceId {
         instance_id: 1,
-        ..id
+        ..id.clone()
     };
     // A worker that is not there is waited for, and not for ever.
-    let absent = tokio::time::timeout(Duration::from_secs(30), probe.ask("m", &missing)).await;
-    assert!(absent.unwrap().is_err());
-    here.shutdown();
-    there.shutdown();
-    asked.unwrap()
+    assert!(limited(&missing).await.unwrap().is_err());
+    asked
 }
 
+/// One test: Dynamo's servers are one for each process, and end with the first runtime that does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_that_refuses_has_answered() {
-    assert_eq!(ask(Worker::Refuses).await, Ok(()));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_whose_answer_does_not_come_is_named_with_the_setting() {
-    let reason = ask(Worker::Silent).await.unwrap_err();
+async fn workers_that_answer_are_told_from_those_that_do_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let runtimes = (runtime(folder.path()).await, runtime(folder.path()).await);
+    assert_eq!(ask(&runtimes, "refuses", Worker::Refuses).await, Ok(()));
+    let reason = ask(&runtimes, "silent", Worker::Silent).await.unwrap_err();
     assert!(reason.contains("--dyn-host"), "{reason}");
     assert!(reason.contains("within 2 s"), "{reason}");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_that_is_broken_is_not_used() {
-    let reason = ask(Worker::Broken).await.unwrap_err();
+    let reason = ask(&runtimes, "broken", Worker::Broken).await.unwrap_err();
     assert!(reason.contains("cannot be asked"), "{reason}");
+    runtimes.0.shutdown();
+    runtimes.1.shutdown();
 }

@@ -138,7 +138,6 @@ impl Watch {
 
     async fn look(&mut self, cluster: &Cluster) -> Result<ClusterState> {
         let state = cluster.status().cluster().await?;
-        self.link_bytes = measure::sent(cluster).await?.saturating_sub(self.before);
         self.outcome.samples.push(Sample {
             at: unix_now() - self.began,
             threshold: state.threshold.tokens,
@@ -153,7 +152,8 @@ impl Watch {
         let (routed, last) = cluster.status().routed(self.last).await?;
         self.routed.extend(routed);
         self.last = last;
-        self.link_bytes = measure::sent(cluster).await?.saturating_sub(self.before);
+        // Not with every look: a worker's metrics go over the link too.
+        self.link_bytes = self.sent(cluster).await?;
         let tokens = load.requests[ended.number].ids.len();
         let routed = self.take_routed(tokens as u64, self.began + ended.sent);
         let (answer, error) = match ended.answer {
@@ -174,6 +174,12 @@ impl Watch {
         })
     }
 
+    /// Bytes of caches over the link since the load began.
+    async fn sent(&self, cluster: &Cluster) -> Result<u64> {
+        let sent = measure::sent(cluster).await?;
+        Ok(sent.saturating_sub(self.before))
+    }
+
     /// The routed request with this number of tokens that was routed next to a time. Two prompts of the same length at the same time
     /// may be taken for each other.
     fn take_routed(&mut self, tokens: u64, time: f64) -> Option<Routed> {
@@ -188,7 +194,7 @@ impl Watch {
 
     async fn finish(mut self, cluster: &Cluster) -> Result<Outcome> {
         self.look(cluster).await?;
-        self.outcome.cache_bytes = self.link_bytes;
+        self.outcome.cache_bytes = self.sent(cluster).await?;
         let wire = wire_bytes(cluster)?.zip(self.wire_before);
         self.outcome.wire_bytes = wire.map(|(after, before)| after.saturating_sub(before));
         let records = &self.outcome.records;

@@ -97,14 +97,15 @@ impl Table {
             None => "not shaped".to_owned(),
         };
         let split = state.split;
+        // A narrow terminal shows the beginning.
         let text = format!(
-            "threshold {threshold} | link {link}, {} | prefill {} decode {} prfaas {} | {ended}/{} ended, {} running",
+            "{ended}/{} ended, {} running | threshold {threshold} | link {link}, {} | prefill {} decode {} prfaas {}",
+            self.total,
+            state.requests.running,
             bytes(link_bytes),
             split.prefill,
             split.decode,
-            split.prfaas,
-            self.total,
-            state.requests.running
+            split.prfaas
         );
         if self.term.is_term() {
             self.write_state(text);

@@ -31,8 +31,6 @@ pub struct Setup {
     pub mode: RouterMode,
     /// Whether workers tell what they have cached.
     pub kv_events: bool,
-    /// How often a request goes on at another worker.
-    pub migration_limit: u32,
     /// Time within which a new worker must answer.
     pub probe_timeout: std::time::Duration,
 }
@@ -62,7 +60,8 @@ pub async fn start(
         runtime.clone(),
         Arc::new(ModelManager::new()),
         RouterConfig::new(setup.mode, config),
-        setup.migration_limit,
+        // Answers of lost workers are sent on by our client.
+        0,
         None,
         Some(backends.factory()),
         None,
@@ -87,7 +86,7 @@ pub async fn start(
     Ok(runtime)
 }
 
-/// Has Dynamo's counts of migrations in its metrics.
+/// Has Dynamo's counts of lost attempts in its metrics.
 fn register(metrics: &Metrics, runtime: &DistributedRuntime) {
     let registry = runtime.get_metrics_registry().get_prometheus_registry();
     if let Err(error) = metrics.register(&registry) {

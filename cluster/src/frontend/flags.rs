@@ -180,7 +180,8 @@ pub(super) struct RoutingFlags {
     /// Guess from its own decisions what workers have cached, instead of asking them.
     #[arg(long)]
     pub(super) no_kv_events: bool,
-    /// How often a request goes on at another worker when its worker is lost, with the tokens that were generated so far.
+    /// How often an answer goes on at another worker when its worker is lost, with the tokens that were generated so far; and how often
+    /// one is sent to another worker when the first one is full.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(super) migration_limit: u32,
     /// Time within which a new worker must answer before requests are sent to it. One that cannot connect back to this frontend never
@@ -219,6 +220,7 @@ impl RoutingFlags {
         Limits {
             dispatch: self.dispatch_timeout,
             retry: self.retry_for,
+            migrations: self.migration_limit,
         }
     }
 }

@@ -148,7 +148,6 @@ async fn serve(
         folder: options.model.folder().map(ToOwned::to_owned),
         mode: options.routing.mode(),
         kv_events: !options.routing.no_kv_events,
-        migration_limit: options.routing.migration_limit,
         probe_timeout: options.routing.probe_timeout,
     };
     let opener = server.opener();

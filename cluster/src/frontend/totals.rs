@@ -27,6 +27,8 @@ pub struct Totals {
     ended: [AtomicU64; 3],
     /// Answers by workers that prefill and decode their own requests.
     aggregated: AtomicU64,
+    /// Times that an answer went on at another worker.
+    migrated: AtomicU64,
     prompt_tokens: AtomicU64,
     cached_tokens: AtomicU64,
     generated_tokens: AtomicU64,
@@ -49,6 +51,8 @@ pub struct Counted {
     pub cancelled: u64,
     /// Answers by workers that prefill and decode their own requests.
     pub aggregated: u64,
+    /// Times that an answer went on at another worker, after the loss of its own.
+    pub migrated: u64,
     /// Prompt tokens of complete answers.
     #[serde(skip)]
     pub prompt_tokens: u64,
@@ -69,6 +73,11 @@ impl Totals {
     /// An answer goes to a worker that prefills and decodes it.
     pub fn aggregated(&self) {
         self.aggregated.fetch_add(1, Relaxed);
+    }
+
+    /// An answer goes on at another worker.
+    pub fn migrated(&self) {
+        self.migrated.fetch_add(1, Relaxed);
     }
 
     /// An answer has ended.
@@ -111,6 +120,7 @@ impl Totals {
             failed,
             cancelled,
             aggregated: load(&self.aggregated),
+            migrated: load(&self.migrated),
             prompt_tokens: load(&self.prompt_tokens),
             cached_tokens: load(&self.cached_tokens),
             generated_tokens: load(&self.generated_tokens),

@@ -94,7 +94,8 @@ fn numbers(runs: &[Run], text: &mut String) {
         put(
             text,
             format_args!(
-                "All bytes on the link, as its interface counted them, are the caches, their frames, answers of the PrfaaS workers, and                  what frontend and demo ask these for once or twice a second (`/metrics`).\n\n"
+                "All bytes on the link, as its interface counted them, are the caches, their frames, answers of the PrfaaS workers, and \
+                 their `/metrics`, for which the frontend asks once a second and the demo with every answer.\n\n"
             ),
         );
     }
@@ -184,9 +185,9 @@ fn profile(measured: &Measured, text: &mut String) {
         text,
         format_args!(
             "## Measured before the load\n\n\
-             Medians of three prompts each, one at a time, through the frontend: seconds to the first token with the prefill in either \
-             cluster, the bytes of the cache, and their time on the link alone. \"Hidden\" is the part of that time that the first token did \
-             not wait for, because layers are sent while later ones are computed.\n\n"
+             Medians of three prompts each, one at a time and by turns, through the frontend: seconds to the first token with the prefill in \
+             either cluster, the bytes of the cache, and their time on the link alone. \"Hidden\" is the part of that time that the first \
+             token did not wait for, because layers are sent while later ones are computed.\n\n"
         ),
     );
     let mut table = Table::default();

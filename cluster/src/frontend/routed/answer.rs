@@ -1,69 +1,31 @@
-//! One answer: from Dynamo's chunks to the client's events.
+//! One answer: from Dynamo's chunks to the client's events, over all workers that it needs.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::Duration;
 
 use dynamo_llm::protocols::common::llm_backend::LLMEngineOutput;
-use dynamo_runtime::engine::AsyncEngineContext;
-use dynamo_runtime::pipeline::ManyOut;
 use dynamo_runtime::protocols::annotated::Annotated;
-use futures::StreamExt;
-use kimi_linear::engine::{Event, FinishReason, Request, Usage};
+use kimi_linear::engine::{Event, FinishReason, Request, Scored, Usage};
 use kimi_linear::error::{EngineError, Error};
 
-use super::error::{engine_error, lost};
+use super::error::{Again, again, engine_error, lost};
+use super::send::{Chunks, Stopped, send};
 use super::shared::Shared;
 use crate::wire::ChunkReader;
-
-/// How long a worker may take to end an answer that was stopped, or has ended: what it does then is its own affair, and the connection
-/// is closed.
-const GRACE: Duration = Duration::from_secs(10);
-
-/// A request that a worker works on. It is stopped when this is dropped.
-pub(super) struct Running(Arc<dyn AsyncEngineContext>);
-
-impl Running {
-    pub(super) fn new(context: Arc<dyn AsyncEngineContext>) -> Self {
-        Self(context)
-    }
-
-    /// Has the worker stop; its last chunk still comes.
-    pub(super) fn stop(&self) {
-        self.0.stop_generating();
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.kill();
-    }
-}
-
-/// The chunks of an answer. The worker is stopped before the connection is closed.
-pub(super) struct Chunks {
-    pub(super) running: Running,
-    pub(super) stream: ManyOut<Annotated<LLMEngineOutput>>,
-}
-
-/// Reads a stream to its end, so that Dynamo's router learns that the worker is done, and a stop gets to the worker.
-pub(super) async fn drain(mut stream: ManyOut<Annotated<LLMEngineOutput>>, running: Running) {
-    let rest = async { while stream.next().await.is_some() {} };
-    if tokio::time::timeout(GRACE, rest).await.is_err() {
-        tracing::debug!("a worker did not end an answer in time");
-    }
-    drop(running);
-}
 
 /// One answer of a request.
 pub(super) struct Answer {
     shared: Arc<Shared>,
     sample: usize,
+    /// The request as it would be sent now, with the tokens of the answer so far.
+    part: Request,
+    /// How often it may go on at another worker.
+    migrations: u32,
     reader: ChunkReader,
     usage: Usage,
+    /// Positions of the prompt whose scores were passed on.
+    scored: usize,
     chunks: Chunks,
-    /// A chunk that came early.
-    first: Option<Annotated<LLMEngineOutput>>,
 }
 
 /// What to do after a chunk.
@@ -73,28 +35,28 @@ enum Next {
     Done,
     /// It ends here: the worker is to stop.
     Stop,
+    /// Its worker is lost.
+    Lost(EngineError),
     Fail(EngineError),
 }
 
 impl Answer {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        sample: usize,
-        request: &Request,
-        chunks: Chunks,
-        first: Option<Annotated<LLMEngineOutput>>,
-    ) -> Self {
-        let prompt_tokens = request.prompt.len() - request.answered;
+    /// An answer that a worker has begun, to a request of its own.
+    pub(super) fn new(shared: Arc<Shared>, sample: usize, part: Request, chunks: Chunks) -> Self {
+        let prompt_tokens = part.prompt.len() - part.answered;
+        let migrations = shared.client().limits.migrations;
         Self {
             shared,
             sample,
+            part,
+            migrations,
             reader: ChunkReader::new(sample, prompt_tokens),
             usage: Usage {
                 prompt_tokens,
                 ..Usage::default()
             },
+            scored: 0,
             chunks,
-            first,
         }
     }
 
@@ -108,47 +70,90 @@ impl Answer {
 
     /// Passes the answer to the client, to its end.
     pub(super) async fn run(mut self) {
-        let next = loop {
-            let chunk = match self.first.take() {
-                Some(chunk) => Some(chunk),
-                None => tokio::select! {
-                    biased;
-                    () = self.shared.cancelled().cancelled() => {
-                        let reason = FinishReason::Cancelled;
-                        self.shared.finish(self.sample, reason, self.usage);
-                        break Next::Stop;
-                    }
-                    // Another answer of the request has failed.
-                    () = self.shared.over().cancelled() => break Next::Stop,
-                    chunk = self.chunks.stream.next() => chunk,
-                },
+        let end = loop {
+            let chunk = tokio::select! {
+                biased;
+                () = self.shared.given_up() => {
+                    self.cancelled();
+                    break Next::Stop;
+                }
+                chunk = self.chunks.next() => chunk,
             };
-            match self.take(chunk) {
-                Next::Read => {}
-                next => break next,
+            let mut next = self.take(chunk);
+            if let Next::Lost(error) = next {
+                next = self.go_on(error).await;
+            }
+            if !matches!(next, Next::Read) {
+                break next;
             }
         };
-        match next {
+        match end {
             Next::Read | Next::Done => {}
-            Next::Stop => self.chunks.running.stop(),
-            Next::Fail(error) => {
+            Next::Stop => self.chunks.stop(),
+            Next::Lost(error) | Next::Fail(error) => {
                 self.shared.fail(error);
-                self.chunks.running.stop();
+                self.chunks.stop();
             }
         }
-        drain(self.chunks.stream, self.chunks.running).await;
+        self.chunks.drain().await;
+    }
+
+    /// The client has cancelled the request, or another of its answers has failed, after which no event follows.
+    fn cancelled(&self) {
+        let reason = FinishReason::Cancelled;
+        self.shared.finish(self.sample, reason, self.usage);
+    }
+
+    /// Has another worker go on with the answer.
+    async fn go_on(&mut self, error: EngineError) -> Next {
+        if self.usage.generated_tokens > 0 && self.part.max_tokens == 0 {
+            // Only the word that it is complete was lost.
+            let reason = FinishReason::Length;
+            self.shared.finish(self.sample, reason, self.usage);
+            return Next::Stop;
+        }
+        if self.migrations == 0 {
+            return Next::Fail(error);
+        }
+        self.migrations -= 1;
+        let tokens = self.usage.generated_tokens;
+        tracing::warn!(
+            tokens,
+            "an answer goes on at another worker, as its own is lost: {error}"
+        );
+        self.chunks.stop();
+        let client = self.shared.client();
+        match send(client, &self.part, &self.shared).await {
+            Ok(chunks) => {
+                client.totals.migrated();
+                let before = std::mem::replace(&mut self.chunks, chunks);
+                tokio::spawn(before.drain());
+                Next::Read
+            }
+            Err(Stopped::GivenUp) => {
+                self.cancelled();
+                Next::Stop
+            }
+            Err(Stopped::Failed(error)) => Next::Fail(error),
+        }
     }
 
     /// Passes the events of a chunk to the client; `None` is the end of the stream.
     fn take(&mut self, chunk: Option<Annotated<LLMEngineOutput>>) -> Next {
         let Some(chunk) = chunk else {
-            return Next::Fail(lost("the answer broke off: its worker is lost"));
+            return Next::Lost(lost("the answer broke off: its worker is lost"));
         };
         let data = match chunk.into_data() {
             Ok(Some(data)) => data,
             // An annotation.
             Ok(None) => return Next::Read,
-            Err(error) => return Next::Fail(engine_error(&error, self.shared.running())),
+            Err(error) => {
+                let mapped = engine_error(&error, self.shared.running());
+                return match again(&error) {
+                    Again::Never => Next::Fail(mapped),
+                    Again::Elsewhere | Again::Soon | Again::Later => Next::Lost(mapped),
+                };
+            }
         };
         let events = match self.reader.read(data) {
             Ok(events) => events,
@@ -164,22 +169,40 @@ impl Answer {
         Next::Read
     }
 
+    /// Passes an event to the client, unless it is one of a second prefill.
     fn pass(&mut self, event: Event) -> Next {
         let (mut is_token, mut is_end) = (false, false);
-        match &event {
-            Event::Prefill { cached, .. } => self.usage.cached_tokens = *cached,
-            Event::Token { .. } => {
+        let event = match event {
+            Event::Prefill { cached, .. } => {
+                self.usage.cached_tokens = cached;
+                if self.usage.generated_tokens > 0 {
+                    return Next::Read;
+                }
+                event
+            }
+            Event::Scored(scored) => match self.unscored(scored) {
+                Some(scored) => Event::Scored(scored),
+                None => return Next::Read,
+            },
+            Event::Token { id, .. } => {
                 self.usage.generated_tokens += 1;
+                self.part.prompt.push(id);
+                self.part.answered += 1;
+                self.part.max_tokens = self.part.max_tokens.saturating_sub(1);
                 is_token = true;
+                event
             }
             // Nobody here has asked for that: the worker gives the request up.
             Event::Finished {
                 reason: FinishReason::Cancelled,
                 ..
-            } => return Next::Fail(lost("the worker has given the answer up")),
-            Event::Finished { .. } => is_end = true,
-            _ => {}
-        }
+            } => return Next::Lost(lost("the worker has given the answer up")),
+            Event::Finished { .. } => {
+                is_end = true;
+                event
+            }
+            event => event,
+        };
         // Progress and scores are the prompt's, of which the answers have copies.
         let is_prompts = matches!(event, Event::Prefill { .. } | Event::Scored(_));
         if is_prompts && self.sample > 0 {
@@ -194,5 +217,21 @@ impl Answer {
             }
             _ => Next::Read,
         }
+    }
+
+    /// The scores without those that an earlier worker told; `None` if all are.
+    fn unscored(&mut self, mut scored: Scored) -> Option<Scored> {
+        let positions = scored.logprobs.len();
+        let told = self.scored.saturating_sub(scored.first).min(positions);
+        self.scored = self.scored.max(scored.first + positions);
+        if told == positions {
+            return None;
+        }
+        let logits = scored.logits.len() / positions;
+        scored.first += told;
+        scored.logprobs.drain(..told);
+        scored.top.drain(..told.min(scored.top.len()));
+        scored.logits.drain(..told * logits);
+        Some(scored)
     }
 }

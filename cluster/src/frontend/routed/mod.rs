@@ -1,12 +1,16 @@
 //! An engine client over Dynamo's routed engine: token ids go out, token ids come back.
 //!
 //! A request for several answers is as many requests of one answer to Dynamo, so that each can migrate to another worker; the client sees
-//! one request. `admit.rs` sends them, `answer.rs` turns the chunks of one answer into events, `shared.rs` passes the events of all to
-//! the client.
+//! one request. `admit.rs` takes what comes, `send.rs` sends one answer, `answer.rs` turns its chunks into events and has it go on
+//! elsewhere when its worker is lost, `shared.rs` passes the events of all to the client.
+//!
+//! Dynamo's own migration is not used: it sends the answer on under the same id, and its router of prefills refuses that for as long as
+//! the lost attempt's prefill is under way.
 
 mod admit;
 mod answer;
 mod error;
+mod send;
 mod shared;
 
 use std::collections::{HashMap, HashSet};
@@ -61,6 +65,8 @@ pub struct Limits {
     pub dispatch: Duration,
     /// How long a request that no worker can take is tried again.
     pub retry: Duration,
+    /// How often an answer may go on at another worker, after the loss of its own.
+    pub migrations: u32,
 }
 
 impl Default for Limits {
@@ -68,6 +74,7 @@ impl Default for Limits {
         Self {
             dispatch: Duration::from_secs(120),
             retry: Duration::from_secs(3),
+            migrations: 3,
         }
     }
 }

@@ -68,14 +68,17 @@ impl Shared {
         self.client.active().len()
     }
 
-    /// Is cancelled when the client cancels the request.
-    pub(super) fn cancelled(&self) -> &CancellationToken {
-        &self.cancel
+    /// What all requests share.
+    pub(super) fn client(&self) -> &Arc<Client> {
+        &self.client
     }
 
-    /// Is cancelled when the request has ended for another reason than this answer.
-    pub(super) fn over(&self) -> &CancellationToken {
-        &self.over
+    /// Waits until the client has cancelled the request, or it has ended.
+    pub(super) async fn given_up(&self) {
+        tokio::select! {
+            () = self.cancel.cancelled() => {}
+            () = self.over.cancelled() => {}
+        }
     }
 
     /// Passes an event to the client. It breaks where the client wants no more of this answer.

@@ -6,14 +6,12 @@ use std::sync::atomic::AtomicUsize;
 
 use async_trait::async_trait;
 use dynamo_backend_common::{BackendError, DynamoError, ErrorType};
-use dynamo_llm::http::service::Metrics;
-use dynamo_llm::migration::Migration;
 use dynamo_llm::protocols::common::llm_backend::LLMEngineOutput;
 use dynamo_llm::protocols::common::preprocessor::PreprocessedRequest;
 use dynamo_runtime::engine::{AsyncEngineContext, AsyncEngineContextProvider, ResponseStream};
-use dynamo_runtime::pipeline::{AsyncEngine, Error, ManyOut, Operator, SingleIn};
+use dynamo_runtime::pipeline::{AsyncEngine, Error, ManyOut, SingleIn};
 use dynamo_runtime::protocols::annotated::Annotated;
-use kimi_linear::engine::{Event, FinishReason, TokenLogprobs, Usage};
+use kimi_linear::engine::{Event, FinishReason, Scored, TokenLogprobs, Usage};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
@@ -100,23 +98,6 @@ impl AsyncEngine<SingleIn<PreprocessedRequest>, ManyOut<Chunk>, Error> for Playe
     }
 }
 
-/// Dynamo's migration in front of the played workers.
-struct Migrating {
-    migration: Arc<Migration>,
-    next: Arc<Played>,
-}
-
-#[async_trait]
-impl AsyncEngine<SingleIn<PreprocessedRequest>, ManyOut<Chunk>, Error> for Migrating {
-    async fn generate(
-        &self,
-        request: SingleIn<PreprocessedRequest>,
-    ) -> Result<ManyOut<Chunk>, Error> {
-        let next: PrefillRoutedEngine = self.next.clone();
-        Operator::generate(&*self.migration, request, next).await
-    }
-}
-
 /// Knows one pipeline; without one no worker is there.
 struct OneWay(Option<PrefillRoutedEngine>);
 
@@ -149,35 +130,28 @@ struct Setup {
 }
 
 impl Setup {
-    fn over(played: Arc<Played>, engine: PrefillRoutedEngine) -> Self {
+    fn new(scripts: Vec<Taken>) -> Self {
+        Self::limited(scripts, Limits::default().migrations)
+    }
+
+    /// Workers that are lost are replaced this often.
+    fn limited(scripts: Vec<Taken>, migrations: u32) -> Self {
+        let played = Arc::new(Played {
+            scripts: Mutex::new(scripts.into()),
+            ..Played::default()
+        });
         let totals = Arc::new(Totals::default());
-        let route = Arc::new(OneWay(Some(engine)));
-        let limits = Limits::default();
+        let route = Arc::new(OneWay(Some(played.clone())));
+        let limits = Limits {
+            migrations,
+            ..Limits::default()
+        };
         let engine = RoutedEngine::new(route, limits, Arc::clone(&totals), Handle::current());
         Self {
             played,
             engine,
             totals,
         }
-    }
-
-    fn new(scripts: Vec<Taken>) -> Self {
-        let played = Arc::new(Played {
-            scripts: Mutex::new(scripts.into()),
-            ..Played::default()
-        });
-        Self::over(Arc::clone(&played), played)
-    }
-
-    /// Workers that are lost are replaced.
-    fn migrating(scripts: Vec<Taken>) -> Self {
-        let setup = Self::new(scripts);
-        let metrics = Arc::new(Metrics::new());
-        let engine = Migrating {
-            migration: Migration::new(3, None, "m".to_owned(), metrics),
-            next: Arc::clone(&setup.played),
-        };
-        Self::over(setup.played, Arc::new(engine))
     }
 
     fn submit(&self, request: Request) -> (RequestId, UnboundedReceiver<Event>) {
@@ -479,9 +453,11 @@ async fn what_is_refused_fails_before_it_counts_as_taken() {
         matches!(&refused, EngineError::Refused { reason } if reason == "it says so"),
         "{refused:?}"
     );
-    // A worker that is full says so in its first chunk.
-    let full = Step::Fails(error(ErrorType::WorkerOverloaded));
-    let setup = Setup::new(vec![Taken::Begins(vec![full])]);
+    // A worker that is full says so in its first chunk, and others are asked.
+    let full = || Taken::Begins(vec![Step::Fails(error(ErrorType::WorkerOverloaded))]);
+    let setup = Setup::new(vec![full(), answer(&[1])]);
+    assert_eq!(tokens(&setup.events(request(9)).await, 0), [1]);
+    let setup = Setup::new((0..4).map(|_| full()).collect());
     let events = setup.events(request(9)).await;
     assert_eq!(events.len(), 1);
     assert!(matches!(failure(&events), EngineError::QueueFull { .. }));
@@ -495,7 +471,7 @@ async fn an_error_in_the_middle_and_a_stream_that_just_ends_fail_the_request() {
     for last in [lost, Step::Broken, finished(FinishReason::Cancelled)] {
         let steps = vec![progress(5, 0), token(1), last];
         let other = vec![progress(5, 0), token(2), Step::UntilStopped];
-        let setup = Setup::new(vec![Taken::Begins(other), Taken::Begins(steps)]);
+        let setup = Setup::limited(vec![Taken::Begins(other), Taken::Begins(steps)], 0);
         let several = Request {
             samples: 2,
             ..request(9)
@@ -513,18 +489,117 @@ async fn an_error_in_the_middle_and_a_stream_that_just_ends_fail_the_request() {
 
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_is_lost_is_replaced_and_the_answer_goes_on() {
-    let lost = Step::Fails(error(ErrorType::Disconnected));
-    let first = Taken::Begins(vec![progress(5, 2), token(1), token(2), lost]);
-    let rest = vec![progress(7, 6), token(3), finished(FinishReason::Length)];
-    let setup = Setup::migrating(vec![first, Taken::Begins(rest)]);
-    let events = setup.events(request(3)).await;
+    for lost in [
+        Step::Fails(error(ErrorType::Disconnected)),
+        Step::Broken,
+        finished(FinishReason::Cancelled),
+    ] {
+        let first = Taken::Begins(vec![progress(5, 2), token(1), token(2), lost]);
+        let rest = vec![progress(7, 6), token(3), finished(FinishReason::Length)];
+        // Nor is the first one tried that takes it on.
+        let gone = Taken::Refuses(error(ErrorType::CannotConnect));
+        let setup = Setup::new(vec![first, gone, Taken::Begins(rest)]);
+        let events = setup.events(request(3)).await;
+        assert_eq!(tokens(&events, 0), [1, 2, 3]);
+        assert_eq!(end(&events, 0), Some((FinishReason::Length, usage(2, 3))));
+        // The client is not told of the second prefill.
+        assert_eq!(events.len(), 6, "{events:?}");
+        let requests = setup.played.requests.lock().unwrap();
+        for request in &requests[1..] {
+            assert_eq!(*request.token_ids, [1, 2, 3, 4, 5, 1, 2]);
+            assert_eq!(request.stop_conditions.max_tokens, Some(1));
+            let remote = wire::remote(request).unwrap().unwrap();
+            assert_eq!(remote.prompt_tokens, 5);
+        }
+        // Dynamo's router of prefills may know the lost attempt's id still.
+        let contexts = setup.played.contexts.lock().unwrap();
+        let ids: HashSet<_> = contexts.iter().map(|context| context.id()).collect();
+        assert_eq!(ids.len(), 3);
+        assert!(contexts[0].is_stopped());
+        assert_eq!(setup.totals.counted().migrated, 1);
+        assert!(setup.idle());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_of_which_only_the_end_was_lost_is_complete() {
+    let steps = vec![progress(5, 2), token(1), token(2), Step::Broken];
+    let setup = Setup::new(vec![Taken::Begins(steps)]);
+    let events = setup.events(request(2)).await;
+    assert_eq!(tokens(&events, 0), [1, 2]);
+    assert_eq!(end(&events, 0), Some((FinishReason::Length, usage(2, 2))));
+    assert!(setup.idle());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_goes_on_only_so_often() {
+    let breaks = |id| Taken::Begins(vec![progress(5, 0), token(id), Step::Broken]);
+    let setup = Setup::limited((1..9).map(breaks).collect(), 2);
+    let events = setup.events(request(9)).await;
     assert_eq!(tokens(&events, 0), [1, 2, 3]);
-    assert_eq!(end(&events, 0), Some((FinishReason::Length, usage(2, 3))));
-    let requests = setup.played.requests.lock().unwrap();
-    assert_eq!(*requests[1].token_ids, [1, 2, 3, 4, 5, 1, 2]);
-    assert_eq!(requests[1].stop_conditions.max_tokens, Some(1));
-    let remote = wire::remote(&requests[1]).unwrap().unwrap();
-    assert_eq!(remote.prompt_tokens, 5);
+    assert!(matches!(failure(&events), EngineError::Unavailable { .. }));
+    // An error that another worker would make too is the request's.
+    let fails = Step::Fails(error(ErrorType::Backend(BackendError::Unknown)));
+    let setup = Setup::new(vec![Taken::Begins(vec![token(1), fails])]);
+    let events = setup.events(request(9)).await;
+    assert_eq!(tokens(&events, 0), [1]);
+    assert!(matches!(failure(&events), EngineError::Unavailable { .. }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_cancelled_while_no_worker_takes_it_on() {
+    let first = Taken::Begins(vec![progress(5, 0), token(1), Step::Broken]);
+    let setup = Setup::new(vec![first, Taken::Silent]);
+    let (id, mut events) = setup.submit(request(9));
+    let mut found = Vec::new();
+    while tokens(&found, 0).is_empty() {
+        found.push(events.recv().await.unwrap());
+    }
+    while setup.played.contexts.lock().unwrap().len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    setup.engine.cancel(id);
+    found.extend(all(events).await);
+    assert_eq!(end(&found, 0), Some((FinishReason::Cancelled, usage(0, 1))));
+    assert!(setup.is_stopped(1));
+    assert!(setup.idle());
+}
+
+#[tokio::test(start_paused = true)]
+async fn scores_of_a_prompt_are_told_once() {
+    let scored = |first: usize, positions: usize| {
+        Step::Event(Event::Scored(Scored {
+            first,
+            logprobs: (first..first + positions)
+                .map(|it| Some(-(it as f32)))
+                .collect(),
+            top: (first..first + positions)
+                .map(|it| vec![(it as u32, 0.0)])
+                .collect(),
+            logits: (2 * first..2 * (first + positions))
+                .map(|it| it as f32)
+                .collect(),
+        }))
+    };
+    let first = vec![scored(0, 2), scored(2, 1), Step::Broken];
+    let second = vec![scored(0, 2), scored(2, 3), finished(FinishReason::Length)];
+    let setup = Setup::new(vec![Taken::Begins(first), Taken::Begins(second)]);
+    let events = setup.events(request(0)).await;
+    let scores = events.iter().filter_map(|event| match event {
+        Event::Scored(scored) => Some(scored.clone()),
+        _ => None,
+    });
+    let scores: Vec<_> = scores.collect();
+    let positions: Vec<_> = scores
+        .iter()
+        .flat_map(|it| it.first..it.first + it.logprobs.len())
+        .collect();
+    assert_eq!(positions, [0, 1, 2, 3, 4]);
+    let last = scores.last().unwrap();
+    assert_eq!(last.logprobs, [Some(-3.0), Some(-4.0)]);
+    assert_eq!(last.top, [vec![(3, 0.0)], vec![(4, 0.0)]]);
+    assert_eq!(last.logits, [6.0, 7.0, 8.0, 9.0]);
+    assert_eq!(end(&events, 0), Some((FinishReason::Length, usage(0, 0))));
 }
 
 #[tokio::test(start_paused = true)]

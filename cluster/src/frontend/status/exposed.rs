@@ -65,6 +65,12 @@ impl Shown {
                 counted.aggregated,
             ),
             (
+                "migrations_total",
+                Kind::Counter,
+                "Times that an answer went on at another worker, after the loss of its own.",
+                counted.migrated,
+            ),
+            (
                 "fallbacks_total",
                 Kind::Counter,
                 "Prompts whose cluster had no prefill worker.",
