@@ -10,12 +10,16 @@ use serde_json::{Map, Value, json};
 
 use super::error::{ApiError, Result};
 use super::routes::Server;
+use crate::error::EngineError;
 
 /// Whether the server can answer.
 pub(super) async fn health(State(shared): Server) -> Result<Response> {
     let service = shared.service()?;
-    if !service.engine().is_running() {
-        return Err(ApiError::unavailable("the engine has stopped"));
+    let engine = service.engine();
+    if !engine.is_running() {
+        // Engines in other processes say what is missing.
+        let reason = engine.status().err().unwrap_or(EngineError::Stopped);
+        return Err(ApiError::unavailable(reason.to_string()));
     }
     Ok(Json(json!({ "status": "ok" })).into_response())
 }
