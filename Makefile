@@ -227,9 +227,11 @@ CLUSTER_DEMO_FLAGS :=
 
 cluster-demo: cluster
 	@command -v ip >/dev/null || .ci/install-packages iproute2
-	cluster/target/release/kimi-linear-cluster-demo $(CLUSTER_DEMO_FLAGS)
+	@case '$(CLUSTER_DEMO_FLAGS)' in *--etcd*) command -v etcd >/dev/null || .ci/install-packages etcd-server;; esac
+	cluster/target/release/kimi-linear-cluster-demo --out target/cluster-demo $(CLUSTER_DEMO_FLAGS)
 
 test-cluster: install-cluster-tools
+	@command -v ip >/dev/null || .ci/install-packages iproute2
 	@command -v etcd >/dev/null || .ci/install-packages etcd-server
 	$(CARGO) fmt --manifest-path cluster/Cargo.toml --check
 	cd cluster && $(CARGO) clippy $(PROFILE) --locked --all-targets -- -D warnings

@@ -81,6 +81,9 @@ pub enum SettingsError {
     /// Where processes find each other.
     #[error(transparent)]
     Discovery(#[from] DiscoveryError),
+    /// A path where Dynamo wants the text of a certificate or key.
+    #[error("{0} should be the PEM text itself, not a path: {0}=\"$(cat FILE)\"")]
+    NotPem(&'static str),
     /// No address, and none that follows from the rest.
     #[error(
         "--dyn-host is missing: with discovery by {0} other machines may take part, so give this machine's address that they reach (or set \
@@ -254,6 +257,8 @@ impl Settings {
             ("DYN_EVENT_PLANE", "zmq".to_owned()),
             ("DYN_SELF_HOST_METADATA", "0".to_owned()),
             ("ETCD_STARTUP_CONNECT_TIMEOUT_SECONDS", "30".to_owned()),
+            // After etcd was away, the lease and the watches of a frontend connect again one after the other.
+            ("ETCD_LEASE_TTL", "60".to_owned()),
             // A worker waits for its requests and transfers by itself, whatever its role.
             ("DYN_PREFILL_DRAIN_TIMEOUT_S", "5".to_owned()),
             // Dynamo's default is the number of cores; each incoming transfer of caches has such a thread.

@@ -116,7 +116,17 @@ fn signal(id: u32, name: &str) {
     assert!(sent.unwrap().success());
 }
 
+/// The processes have ended, and so have the namespaces.
 fn assert_gone(processes: &[(u32, String)]) {
+    assert_ended(processes);
+    let names = Command::new("ip").args(["netns", "list"]).output();
+    if let Ok(names) = names {
+        let names = String::from_utf8_lossy(&names.stdout).into_owned();
+        assert!(!names.contains("kimi-"), "{names}");
+    }
+}
+
+fn assert_ended(processes: &[(u32, String)]) {
     let since = Instant::now();
     while processes.iter().any(|(id, _)| runs(*id)) {
         assert!(
@@ -124,11 +134,6 @@ fn assert_gone(processes: &[(u32, String)]) {
             "still there: {processes:?}"
         );
         std::thread::sleep(Duration::from_millis(50));
-    }
-    let names = Command::new("ip").args(["netns", "list"]).output();
-    if let Ok(names) = names {
-        let names = String::from_utf8_lossy(&names.stdout).into_owned();
-        assert!(!names.contains("kimi-"), "{names}");
     }
 }
 
@@ -262,7 +267,7 @@ fn a_process_that_dies_is_named_with_the_end_of_its_log() {
     assert!(stderr.contains("decode-0 has ended (signal: 9"), "{stderr}");
     let log = folder.join("logs/decode-0.log");
     assert!(stderr.contains(&log.display().to_string()), "{stderr}");
-    assert_gone(&processes);
+    assert_ended(&processes);
 }
 
 #[test]

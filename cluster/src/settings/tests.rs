@@ -202,6 +202,18 @@ fn files_of_tls_are_looked_at() {
 }
 
 #[test]
+fn etcds_certificates_are_texts() {
+    let flags = flags(&folder("pem"));
+    let said = said(&flags, &[("ETCD_AUTH_CA", "tls/ca.crt")]);
+    assert!(
+        said.contains("ETCD_AUTH_CA") && said.contains("PEM"),
+        "{said}"
+    );
+    let text = "-----BEGIN CERTIFICATE-----\n";
+    assert!(resolve(&flags, &[("ETCD_AUTH_CA", text)]).is_ok());
+}
+
+#[test]
 fn the_environment_of_a_running_program_is_left_alone() {
     let folder = folder("threads");
     let settings = resolve(&flags(&folder), &[]).unwrap();

@@ -20,6 +20,13 @@ const SINGLE: [&str; 2] = [
     "DYN_TCP_TLS_CLIENT_CA_CERT_PATH",
 ];
 
+/// Variables of etcd's client, which have the PEM text itself and no path.
+const TEXTS: [&str; 3] = [
+    "ETCD_AUTH_CA",
+    "ETCD_AUTH_CLIENT_CERT",
+    "ETCD_AUTH_CLIENT_KEY",
+];
+
 /// Checks that files which are named can be read, and that none is missing.
 pub(super) fn check(env: &dyn Fn(&str) -> Option<String>) -> Result<(), SettingsError> {
     for [certificate, key] in PAIRS {
@@ -31,6 +38,11 @@ pub(super) fn check(env: &dyn Fn(&str) -> Option<String>) -> Result<(), Settings
             (Some(_), None) => return missing(key, certificate),
             (None, Some(_)) => return missing(certificate, key),
             _ => {}
+        }
+    }
+    for name in TEXTS {
+        if env(name).is_some_and(|text| !text.contains("-----BEGIN ")) {
+            return Err(SettingsError::NotPem(name));
         }
     }
     for name in PAIRS.into_iter().flatten().chain(SINGLE) {
