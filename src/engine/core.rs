@@ -10,7 +10,7 @@ use super::ahead::Submitted;
 use super::event::{Event, FinishReason};
 use super::export::Exports;
 use super::options::{EngineOptions, context};
-use super::request::{PromptScores, Request, RequestId};
+use super::request::{Request, RequestId};
 use super::sampling::{Sampler, Vocabulary};
 use super::schedule::{Planned, PlannedTrace};
 use super::sequence::{Sequence, likeliest};
@@ -166,12 +166,12 @@ impl Engine {
     }
 
     /// Number of answers that run or wait, including those that a prompt has yet to be forked into.
-    fn answers(&self) -> usize {
+    pub(super) fn answers(&self) -> usize {
         self.sequences().map(Sequence::answers).sum()
     }
 
     /// All sequences: running, waiting, and imports.
-    fn sequences(&self) -> impl Iterator<Item = &Sequence> {
+    pub(super) fn sequences(&self) -> impl Iterator<Item = &Sequence> {
         self.running
             .iter()
             .chain(&self.waiting)
@@ -182,50 +182,6 @@ impl Engine {
     #[must_use]
     pub fn preemptions(&self) -> u64 {
         self.preemptions
-    }
-
-    /// Checks a request before any of it is stored.
-    pub(super) fn check(&self, id: RequestId, request: &Request) -> Result<(), EngineError> {
-        request.check(self.model.config())?;
-        let context = self.context();
-        if request.prompt.len() > context {
-            return Err(EngineError::PromptTooLong {
-                tokens: request.prompt.len(),
-                context,
-            });
-        }
-        if let Some(choice) = &request.trace {
-            self.model.check_choice(choice)?;
-        }
-        self.check_undo(&request.prompt, &request.undo)?;
-        if request.scores != PromptScores::None
-            && self.model.limits().step.outputs < self.options.cut
-        {
-            let (expected, found) = (self.options.cut, self.model.limits().step.outputs);
-            return Err(EngineError::NoRoomToScore { expected, found });
-        }
-        let ids = self.sequences().map(|sequence| sequence.id);
-        if ids.chain(self.exports.ids()).any(|other| other == id) {
-            return Err(EngineError::DuplicateRequest { id: id.0 });
-        }
-        self.check_room(&[request.samples])
-    }
-
-    /// Checks that requests for so many answers each can be taken together: the last of them has to begin where there is
-    /// room.
-    pub(super) fn check_room(&self, samples: &[usize]) -> Result<(), EngineError> {
-        let segments = self.model.limits().step.segments;
-        let most = segments.saturating_add(self.options.queue);
-        let answers: usize = samples.iter().sum();
-        let before = answers - samples.last().copied().unwrap_or_default();
-        if before >= most {
-            return Err(EngineError::BatchTooLarge { answers, most });
-        }
-        if self.answers() + before >= most {
-            let waiting = self.waiting.len();
-            return Err(EngineError::QueueFull { waiting });
-        }
-        Ok(())
     }
 
     /// Takes a request into the queue.

@@ -12,6 +12,7 @@
 
 mod admit;
 mod ahead;
+mod check;
 mod chunk_boundary;
 #[cfg(not(target_arch = "wasm32"))]
 mod client;

@@ -49,9 +49,9 @@ pub struct Options {
 
 const AFTER_HELP: &str = "\
 Example, on one machine:
-  kimi-linear-worker --role prefill --discovery file:/tmp/cluster &
-  kimi-linear-worker --role decode --discovery file:/tmp/cluster &
-  kimi-linear-frontend --discovery file:/tmp/cluster --port 8000 --status-port 8001
+  kimi-linear-worker --role prefill &
+  kimi-linear-worker --role decode &
+  kimi-linear-frontend --port 8000 --status-port 8001
 
 Until there are workers for all roles, requests are answered with 503 and what is missing. GET /cluster on the status port shows workers, \
 threshold and link; PUT /threshold {\"threshold\": 4096} moves the threshold. Ctrl-C or SIGTERM finishes running answers and refuses new \

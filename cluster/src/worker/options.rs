@@ -45,9 +45,9 @@ pub struct Options {
 
 const AFTER_HELP: &str = "\
 Example, on one machine:
-  kimi-linear-worker --role prefill --discovery file:/tmp/cluster &
-  kimi-linear-worker --role decode --discovery file:/tmp/cluster &
-  kimi-linear-frontend --discovery file:/tmp/cluster --port 8000
+  kimi-linear-worker --role prefill &
+  kimi-linear-worker --role decode &
+  kimi-linear-frontend --port 8000
 
 POST /engine/update/role {\"role\": \"decode\"} to the worker's system port changes its role while it runs. Ctrl-C or SIGTERM leaves \
 discovery, finishes running answers and transfers, and exits; a second signal exits at once. Variables of Dynamo that have no flag here \
