@@ -4,34 +4,27 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::handles::Table;
 use super::{
     Backend, Batch, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord,
-    Program, RandomWeight, Result, Rows, Slot, StateLayout, StatePool, StateRecord, Step,
-    StepOutput, Tensor, TensorValues, Ticket, Weight, WeightSource, check,
+    MemoryUse, Program, RandomWeight, Result, Rows, Slot, StateLayout, StatePool, StateRecord,
+    Step, StepOutput, Tensor, TensorValues, Ticket, Weight, WeightSource, check,
 };
 use crate::config::Dtype;
 use crate::error::BackendError;
 
-/// The memory in bytes that a device would have used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Used {
-    /// Weights: those of random numbers in the dtypes of an unquantised model.
-    pub weights: u64,
-    /// KDA states and convolution states.
-    pub states: u64,
-    /// Latents.
-    pub latents: u64,
-    /// Activations, in f32.
-    pub activations: u64,
-}
+/// Its name.
+const NAME: &str = "dry";
 
 /// Creates handles.
 pub struct DryBackend {
     device: Device,
-    weights: usize,
+    /// Bytes of each weight.
+    weights: Table<Weight, u64>,
+    states: Table<StatePool, ()>,
+    latents: Table<LatentPool, ()>,
     tensors: usize,
-    pools: usize,
-    used: Arc<Mutex<Used>>,
+    used: Arc<Mutex<MemoryUse>>,
 }
 
 impl DryBackend {
@@ -40,27 +33,33 @@ impl DryBackend {
     pub fn new() -> Self {
         Self {
             device: Device {
-                backend: "dry",
+                backend: NAME,
                 index: 0,
                 name: "no device".to_owned(),
                 memory_bytes: None,
                 precision: Dtype::Bf16,
                 cache: Dtype::Bf16,
             },
-            weights: 0,
+            weights: Table::default(),
+            states: Table::default(),
+            latents: Table::default(),
             tensors: 0,
-            pools: 0,
             used: Arc::default(),
         }
     }
 
-    /// What its memory would have been used for so far, and is later.
+    /// What its memory would be used for now, and is later.
     #[must_use]
-    pub fn used(&self) -> Arc<Mutex<Used>> {
+    pub fn used(&self) -> Arc<Mutex<MemoryUse>> {
         Arc::clone(&self.used)
     }
 
-    fn count(&self, add: impl FnOnce(&mut Used)) {
+    fn add_weight(&mut self, bytes: usize, handle: impl FnOnce(usize) -> Weight) -> Weight {
+        self.count(|used| used.weights += bytes as u64);
+        self.weights.add(bytes as u64, handle)
+    }
+
+    fn count(&self, add: impl FnOnce(&mut MemoryUse)) {
         add(&mut self.used.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
@@ -71,16 +70,9 @@ impl Default for DryBackend {
     }
 }
 
-/// The next id.
-fn next(count: &mut usize) -> usize {
-    let id = *count;
-    *count += 1;
-    id
-}
-
 fn no_memory(what: &str) -> BackendError {
     BackendError::Unsupported {
-        backend: "dry",
+        backend: NAME,
         what: format!("{what}: it has no memory"),
     }
 }
@@ -92,8 +84,7 @@ impl Backend for DryBackend {
 
     fn weight(&mut self, source: WeightSource) -> Result<Weight> {
         let bytes: usize = source.parts.iter().map(|part| part.bytes.len()).sum();
-        self.count(|used| used.weights += bytes as u64);
-        Ok(source.handle(next(&mut self.weights)))
+        Ok(self.add_weight(bytes, |id| source.handle(id)))
     }
 
     fn random_weight(&mut self, weight: RandomWeight) -> Result<Weight> {
@@ -101,8 +92,18 @@ impl Backend for DryBackend {
             .format
             .bytes(1, weight.elements())
             .unwrap_or_default();
-        self.count(|used| used.weights += bytes as u64);
-        Ok(weight.handle(next(&mut self.weights)))
+        Ok(self.add_weight(bytes, |id| weight.handle(id)))
+    }
+
+    fn memory(&self) -> MemoryUse {
+        *self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn release(&mut self, weight: Weight) -> Result<()> {
+        let bytes = *self.weights.get(NAME, weight)?;
+        self.weights.release(NAME, weight)?;
+        self.count(|used| used.weights -= bytes);
+        Ok(())
     }
 
     fn tensor(
@@ -112,9 +113,11 @@ impl Backend for DryBackend {
         width: usize,
         element: Element,
     ) -> Result<Tensor> {
+        let id = self.tensors;
+        self.tensors += 1;
         self.count(|used| used.activations += 4 * (capacity * width) as u64);
         Ok(Tensor {
-            id: next(&mut self.tensors),
+            id,
             rows,
             capacity,
             width,
@@ -131,16 +134,43 @@ impl Backend for DryBackend {
     }
 
     fn state_pool(&mut self, layout: StateLayout) -> Result<StatePool> {
-        let id = next(&mut self.pools);
         self.count(|used| used.states += layout.bytes());
-        Ok(StatePool { id, layout })
+        Ok(self.states.add((), |id| StatePool { id, layout }))
     }
 
     fn latent_pool(&mut self, layout: LatentLayout) -> Result<LatentPool> {
-        let id = next(&mut self.pools);
-        let bytes = layout.len() * layout.dtype.size();
-        self.count(|used| used.latents += bytes as u64);
-        Ok(LatentPool { id, layout })
+        self.count(|used| used.latents += layout.bytes());
+        Ok(self.latents.add((), |id| LatentPool { id, layout }))
+    }
+
+    fn resize_states(&mut self, pool: &StatePool, slots: usize) -> Result<StatePool> {
+        self.states.check(NAME, *pool)?;
+        let to = pool.resized(slots);
+        self.states.change(to);
+        let [old, new] = [pool, &to].map(|pool| pool.layout.bytes());
+        self.count(|used| used.states = used.states - old + new);
+        Ok(to)
+    }
+
+    fn resize_latents(&mut self, pool: &LatentPool, blocks: usize) -> Result<LatentPool> {
+        self.latents.check(NAME, *pool)?;
+        let to = pool.resized(blocks);
+        self.latents.change(to);
+        let [old, new] = [pool, &to].map(|pool| pool.layout.bytes());
+        self.count(|used| used.latents = used.latents - old + new);
+        Ok(to)
+    }
+
+    fn release_states(&mut self, pool: StatePool) -> Result<()> {
+        self.states.release(NAME, pool)?;
+        self.count(|used| used.states -= pool.layout.bytes());
+        Ok(())
+    }
+
+    fn release_latents(&mut self, pool: LatentPool) -> Result<()> {
+        self.latents.release(NAME, pool)?;
+        self.count(|used| used.latents -= pool.layout.bytes());
+        Ok(())
     }
 
     fn read_state(&mut self, _: &StatePool, _: usize, _: Slot) -> Ticket<StateRecord> {

@@ -24,7 +24,9 @@ mod gpu;
 #[cfg(not(target_arch = "wasm32"))]
 mod group;
 mod handles;
+mod home;
 mod host;
+mod memory_use;
 #[cfg(not(target_arch = "wasm32"))]
 mod offload;
 mod operation;
@@ -55,6 +57,8 @@ pub use group::Group;
 #[cfg(not(target_arch = "wasm32"))]
 #[cfg(feature = "transfer")]
 pub(crate) use group::divide::weight as divided_weight;
+pub use home::{Caches, LayerHome};
+pub use memory_use::MemoryUse;
 #[cfg(not(target_arch = "wasm32"))]
 pub use offload::Offload;
 pub use operation::*;
@@ -141,6 +145,11 @@ pub trait Backend: MaybeSend {
         None
     }
 
+    /// The bytes of what it has made and not yet freed, by use; of several devices their sum.
+    fn memory(&self) -> MemoryUse {
+        MemoryUse::default()
+    }
+
     /// Loads a weight. Bytes that the device can read in place are not copied; others are streamed to it.
     ///
     /// # Errors
@@ -153,6 +162,14 @@ pub trait Backend: MaybeSend {
     /// Too little memory, an unsupported format, or a backend that generates no random numbers.
     fn random_weight(&mut self, _weight: RandomWeight) -> Result<Weight> {
         Err(unmade("weights"))
+    }
+
+    /// Frees a weight: its handle is refused from now on. Steps that were compiled with it keep its memory until they are dropped.
+    ///
+    /// # Errors
+    /// A weight that this backend did not make or has freed already, or a backend that frees none.
+    fn release(&mut self, _weight: Weight) -> Result<()> {
+        Err(fixed("a weight that is freed"))
     }
 
     /// Fills every slot of a pool with random numbers on the device: the states of a layer in their order in the pool (slots,
@@ -222,6 +239,51 @@ pub trait Backend: MaybeSend {
     /// # Errors
     /// A layout that the device cannot hold, or a dtype that it does not cache in.
     fn latent_pool(&mut self, layout: LatentLayout) -> Result<LatentPool>;
+
+    /// Changes the number of slots of a pool; returns its handle from now on, with the same number. The contents of slots that are
+    /// in both are kept, those of new ones are undefined. Steps that were compiled with the pool before are refused afterwards; they
+    /// keep the memory of before until they are dropped, which is not counted. The new memory of one layer is there beside the old
+    /// one.
+    ///
+    /// # Errors
+    /// Too little memory, a pool that this backend did not make, or a backend whose pools keep their size. The pool then has its
+    /// size of before, with the contents of all slots that are in both sizes.
+    fn resize_states(&mut self, _pool: &StatePool, _slots: usize) -> Result<StatePool> {
+        Err(fixed("pools of states that change their size"))
+    }
+
+    /// Changes the number of blocks of a pool, as [`Backend::resize_states`] changes that of slots.
+    ///
+    /// # Errors
+    /// Those of [`Backend::resize_states`].
+    fn resize_latents(&mut self, _pool: &LatentPool, _blocks: usize) -> Result<LatentPool> {
+        Err(fixed("pools of latents that change their size"))
+    }
+
+    /// Frees a pool of states: its handle, and steps that were compiled with it, are refused from now on.
+    ///
+    /// # Errors
+    /// A pool that this backend did not make or has freed already, or a backend that frees none.
+    fn release_states(&mut self, _pool: StatePool) -> Result<()> {
+        Err(fixed("a pool of states that is freed"))
+    }
+
+    /// Frees a pool of latents, as [`Backend::release_states`] frees one of states.
+    ///
+    /// # Errors
+    /// Those of [`Backend::release_states`].
+    fn release_latents(&mut self, _pool: LatentPool) -> Result<()> {
+        Err(fixed("a pool of latents that is freed"))
+    }
+
+    /// Computes a layer of the model elsewhere from now on. Steps that were compiled before are refused afterwards.
+    ///
+    /// # Errors
+    /// A backend whose layers have a fixed place (all but a replica), devices that are not there, or too little memory on them. The
+    /// layer then is where it was.
+    fn place(&mut self, _layer: usize, _home: &LayerHome, _caches: Caches) -> Result<()> {
+        Err(fixed("layers that change their place"))
+    }
 
     /// Reads one KDA layer of one slot.
     fn read_state(&mut self, pool: &StatePool, layer: usize, slot: Slot) -> Ticket<StateRecord>;
@@ -326,6 +388,13 @@ fn unmade(what: &str) -> BackendError {
     BackendError::Unsupported {
         backend: "device's",
         what: format!("{what} of random numbers"),
+    }
+}
+
+fn fixed(what: &str) -> BackendError {
+    BackendError::Unsupported {
+        backend: "device's",
+        what: what.to_owned(),
     }
 }
 

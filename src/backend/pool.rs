@@ -102,6 +102,12 @@ impl LatentLayout {
         self.layers * self.blocks * self.block_tokens * self.width()
     }
 
+    /// Bytes of the whole pool.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        (self.len() * self.dtype.size()) as u64
+    }
+
     /// Whether the pool is empty (for a model without MLA layers).
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -116,4 +122,20 @@ pub struct LatentPool {
     pub id: usize,
     /// Its shape.
     pub layout: LatentLayout,
+}
+
+impl StatePool {
+    /// The same pool with another number of slots.
+    pub(crate) fn resized(mut self, slots: usize) -> Self {
+        self.layout.slots = slots;
+        self
+    }
+}
+
+impl LatentPool {
+    /// The same pool with another number of blocks.
+    pub(crate) fn resized(mut self, blocks: usize) -> Self {
+        self.layout.blocks = blocks;
+        self
+    }
 }

@@ -4,8 +4,8 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use super::{Limits, Model, StepOptions};
-use crate::backend::dry::{DryBackend, Used};
-use crate::backend::{Backend, DrawCapacity, Group, Parallelism};
+use crate::backend::dry::DryBackend;
+use crate::backend::{Backend, DrawCapacity, Group, MemoryUse, Parallelism};
 use crate::config::ModelConfig;
 use crate::error::Error;
 
@@ -13,7 +13,7 @@ use crate::error::Error;
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Footprint {
     /// The memory of each rank, with weights in the model's unquantised dtypes.
-    pub ranks: Vec<Used>,
+    pub ranks: Vec<MemoryUse>,
     /// Bytes between devices and host for each token of a step, where devices do not exchange results by themselves.
     pub sent_per_token: u64,
     /// Bytes for each row of logits.

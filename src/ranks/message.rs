@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::{
     Batch, Block, Capacity, CollectiveId, Collectives, Device, Element, LatentLayout, LatentPool,
-    LatentRecord, Parallelism, Place, Program, Random, RandomWeight, Rows, Slot, StateLayout,
-    StatePool, StateRecord, StepOutput, Tensor, TensorValues, Weight,
+    LatentRecord, MemoryUse, Parallelism, Place, Program, Random, RandomWeight, Rows, Slot,
+    StateLayout, StatePool, StateRecord, StepOutput, Tensor, TensorValues, Weight,
 };
 use crate::config::Dtype;
 use crate::error::{BackendError, Scope};
@@ -80,6 +80,14 @@ pub(super) enum Request {
     ReadTensor(Tensor, usize),
     StatePool(StateLayout),
     LatentPool(LatentLayout),
+    /// Frees a weight.
+    Release(Weight),
+    ResizeStates(StatePool, usize),
+    ResizeLatents(LatentPool, usize),
+    ReleaseStates(StatePool),
+    ReleaseLatents(LatentPool),
+    /// The bytes of what the rank has made.
+    Memory,
     FillStates(StatePool, Random),
     FillLatents(LatentPool, Random),
     ReadState(StatePool, usize, Slot),
@@ -111,6 +119,7 @@ pub(super) enum Reply {
     Values(TensorValues),
     StatePool(StatePool),
     LatentPool(LatentPool),
+    Memory(MemoryUse),
     State(StateRecord),
     Latents(LatentRecord),
     /// The names of a step's operations.

@@ -227,6 +227,25 @@ impl Local<'_> {
             }
             Request::StatePool(layout) => Reply::StatePool(backend.state_pool(layout)?),
             Request::LatentPool(layout) => Reply::LatentPool(backend.latent_pool(layout)?),
+            Request::Release(weight) => {
+                backend.release(weight)?;
+                Reply::Done
+            }
+            Request::ResizeStates(pool, slots) => {
+                Reply::StatePool(backend.resize_states(&pool, slots)?)
+            }
+            Request::ResizeLatents(pool, blocks) => {
+                Reply::LatentPool(backend.resize_latents(&pool, blocks)?)
+            }
+            Request::ReleaseStates(pool) => {
+                backend.release_states(pool)?;
+                Reply::Done
+            }
+            Request::ReleaseLatents(pool) => {
+                backend.release_latents(pool)?;
+                Reply::Done
+            }
+            Request::Memory => Reply::Memory(backend.memory()),
             Request::FillStates(pool, random) => {
                 backend.fill_states(&pool, random)?;
                 Reply::Done

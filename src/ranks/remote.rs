@@ -8,9 +8,9 @@ use super::message::{Call, Reply, Request, encode};
 use super::nodes::{Connections, reply, unexpected};
 use crate::backend::{
     Backend, Batch, Block, Capacity, CollectiveId, Collectives, Device, Element, LatentLayout,
-    LatentPool, LatentRecord, Leave, Op, Parallelism, Program, Random, RandomWeight, Result, Rows,
-    Slot, StateLayout, StatePool, StateRecord, Step, StepOutput, Tensor, TensorValues, Ticket,
-    Weight, WeightSource,
+    LatentPool, LatentRecord, Leave, MemoryUse, Op, Parallelism, Program, Random, RandomWeight,
+    Result, Rows, Slot, StateLayout, StatePool, StateRecord, Step, StepOutput, Tensor,
+    TensorValues, Ticket, Weight, WeightSource,
 };
 use crate::error::BackendError;
 use crate::transfer::peers::Peer;
@@ -91,6 +91,14 @@ macro_rules! ticket {
     };
 }
 
+/// Fails unless a reply says that something was done.
+fn done(reply: Reply) -> Result<()> {
+    match reply {
+        Reply::Done => Ok(()),
+        _ => Err(unexpected()),
+    }
+}
+
 impl RemoteRank {
     fn call(&self, request: Request) -> Result<Ticket<Reply>> {
         call(&self.peer, self.rank, request)
@@ -102,10 +110,7 @@ impl RemoteRank {
     }
 
     fn done(&self, request: Request) -> Result<()> {
-        match self.call(request)?.wait()? {
-            Reply::Done => Ok(()),
-            _ => Err(unexpected()),
-        }
+        done(self.call(request)?.wait()?)
     }
 }
 
@@ -146,6 +151,33 @@ impl Backend for RemoteRank {
 
     fn random_weight(&mut self, weight: RandomWeight) -> Result<Weight> {
         answered!(self.make(Request::RandomWeight(weight)), Weight)
+    }
+
+    fn memory(&self) -> MemoryUse {
+        let asked = self.call(Request::Memory).and_then(Ticket::wait);
+        // A node that is lost has nothing.
+        answered!(asked, Memory).unwrap_or_default()
+    }
+
+    // A node that comes back makes everything again, so it must also free it again.
+    fn release(&mut self, weight: Weight) -> Result<()> {
+        done(self.make(Request::Release(weight))?)
+    }
+
+    fn resize_states(&mut self, pool: &StatePool, slots: usize) -> Result<StatePool> {
+        answered!(self.make(Request::ResizeStates(*pool, slots)), StatePool)
+    }
+
+    fn resize_latents(&mut self, pool: &LatentPool, blocks: usize) -> Result<LatentPool> {
+        answered!(self.make(Request::ResizeLatents(*pool, blocks)), LatentPool)
+    }
+
+    fn release_states(&mut self, pool: StatePool) -> Result<()> {
+        done(self.make(Request::ReleaseStates(pool))?)
+    }
+
+    fn release_latents(&mut self, pool: LatentPool) -> Result<()> {
+        done(self.make(Request::ReleaseLatents(pool))?)
     }
 
     fn fill_states(&mut self, pool: &StatePool, random: Random) -> Result<()> {

@@ -6,9 +6,8 @@ use crate::backends::{self, BACKENDS};
 use crate::common::{Fixture, close, error};
 use crate::group::{degrees, group};
 use crate::harness;
-use kimi_linear::backend::dry::Used;
 use kimi_linear::backend::{
-    Backend, DrawCapacity, Group, Parallelism, Slot, StateRecord, StepOutput,
+    Backend, DrawCapacity, Group, MemoryUse, Parallelism, Slot, StateRecord, StepOutput,
 };
 use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::model::{Footprint, LayerCache, Limits, Model, StepOptions};
@@ -329,7 +328,7 @@ fn footprints_add_up() {
     assert_eq!(one.weights, config.weight_bytes(Dtype::Bf16));
     assert_eq!(whole.sent_per_token, 0);
     let stages = Footprint::new(&config, degrees([1, 1, 4]), Limits::smallest()).unwrap();
-    let sum = |of: fn(&Used) -> u64| stages.ranks.iter().map(of).sum::<u64>();
+    let sum = |of: fn(&MemoryUse) -> u64| stages.ranks.iter().map(of).sum::<u64>();
     assert_eq!(sum(|rank| rank.weights), one.weights);
     assert_eq!(sum(|rank| rank.states), one.states);
     assert_eq!(sum(|rank| rank.latents), one.latents);

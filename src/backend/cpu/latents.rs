@@ -31,6 +31,34 @@ impl Latents {
         Ok(Self { layout, rows })
     }
 
+    /// The rows of the blocks that a pool of `blocks` blocks has too, in new memory.
+    pub(super) fn resized(&self, blocks: usize) -> Result<Self> {
+        let mut resized = Self::new(LatentLayout {
+            blocks,
+            ..self.layout
+        })?;
+        let each = self.layout.block_tokens * self.layout.width();
+        let kept = |layout: &LatentLayout, layer: usize| {
+            let first = layer * layout.blocks * each;
+            first..first + blocks.min(self.layout.blocks) * each
+        };
+        for layer in 0..self.layout.layers {
+            let from = kept(&self.layout, layer);
+            let to = kept(&resized.layout, layer);
+            match (&mut resized.rows, &self.rows) {
+                (LatentRows::F32(new), LatentRows::F32(old)) => {
+                    new[to].copy_from_slice(&old[from]);
+                }
+                (LatentRows::Half(_, new), LatentRows::Half(_, old)) => {
+                    new[to].copy_from_slice(&old[from]);
+                }
+                // Both have the dtype of the layout.
+                _ => {}
+            }
+        }
+        Ok(resized)
+    }
+
     /// Calls `visit` with `[blocks, block_tokens, latent + rope]` of each layer.
     pub(super) fn each_layer(&mut self, mut visit: impl FnMut(usize, LayerRows<'_>)) {
         let len = self.layout.blocks * self.layout.block_tokens * self.layout.width();

@@ -7,7 +7,7 @@ use super::math::vectorised;
 use crate::backend::handles::Handles;
 use crate::backend::weight::StoredRows;
 use crate::backend::{
-    Element, Result, Rows, Slot, StateLayout, Tensor, TensorValues, Weight, WeightSource,
+    Element, MemoryUse, Result, Rows, Slot, StateLayout, Tensor, TensorValues, Weight, WeightSource,
 };
 use crate::checkpoint::Format;
 use crate::error::BackendError;
@@ -32,6 +32,22 @@ impl Memory {
     pub(super) fn add_weight(&mut self, source: WeightSource) -> Result<Weight> {
         let weight = CpuWeight::new(&source)?;
         Ok(self.weights.add(weight, |id| source.handle(id)))
+    }
+
+    /// Bytes by use.
+    pub(super) fn usage(&self) -> MemoryUse {
+        let weights = self.weights.entries().map(|(_, weight)| weight.bytes());
+        let states = self.states.entries().map(|(pool, _)| pool.layout.bytes());
+        let latents = self.latents.entries().map(|(pool, _)| pool.layout.bytes());
+        let tensors = self.tensors.entries();
+        MemoryUse {
+            weights: weights.sum(),
+            states: states.sum(),
+            latents: latents.sum(),
+            activations: tensors
+                .map(|(tensor, _)| 4 * (tensor.capacity * tensor.width) as u64)
+                .sum(),
+        }
     }
 
     pub(super) fn add_tensor(
@@ -151,6 +167,13 @@ impl CpuWeight {
         })
     }
 
+    /// Its stored bytes.
+    fn bytes(&self) -> u64 {
+        let parts = self.parts.iter();
+        let bytes = parts.map(|part| part.rows.len() * part.columns.len());
+        bytes.sum::<usize>() as u64
+    }
+
     /// Input features.
     pub(super) fn columns(&self) -> usize {
         self.columns
@@ -217,6 +240,32 @@ impl States {
             state,
             conv_state: zeroed(&what, slots * layout.conv_state_len())?,
         })
+    }
+
+    /// The contents of the slots that a pool of `slots` slots has too, in new memory.
+    pub(super) fn resized(&self, slots: usize) -> Result<Self> {
+        let mut resized = Self::new(StateLayout {
+            slots,
+            ..self.layout
+        })?;
+        let kept = slots.min(self.layout.slots);
+        let state = kept * self.layout.state_len();
+        let conv_state = kept * self.layout.conv_state_len();
+        if kept == 0 {
+            return Ok(resized);
+        }
+        for layer in 0..self.layout.layers {
+            let (first, new) = (self.place(layer, Slot(0)), resized.place(layer, Slot(0)));
+            let copy = |from: &[f32], to: &mut [f32], len: usize, each: usize| {
+                let (from, to) = (&from[first * each..], &mut to[new * each..]);
+                to[..len].copy_from_slice(&from[..len]);
+            };
+            let each = self.layout.state_len();
+            copy(&self.state, &mut resized.state, state, each);
+            let each = self.layout.conv_state_len();
+            copy(&self.conv_state, &mut resized.conv_state, conv_state, each);
+        }
+        Ok(resized)
     }
 
     /// States `[slots, value_heads, K, V]` and convolution states `[slots, channels, taps - 1]` of each layer.

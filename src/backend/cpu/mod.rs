@@ -35,9 +35,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use self::latents::Latents;
 use self::memory::{Memory, States};
 use super::{
-    Backend, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord, Program,
-    Random, RandomWeight, Result, Rows, Slot, StateLayout, StatePool, StateRecord, Step, Tensor,
-    TensorValues, Ticket, Weight, WeightSource,
+    Backend, Block, Capacity, Device, Element, LatentLayout, LatentPool, LatentRecord, MemoryUse,
+    Program, Random, RandomWeight, Result, Rows, Slot, StateLayout, StatePool, StateRecord, Step,
+    Tensor, TensorValues, Ticket, Weight, WeightSource,
 };
 use super::{check, host};
 use crate::config::Dtype;
@@ -58,7 +58,7 @@ impl CpuBackend {
         }
     }
 
-    fn memory(&self) -> MutexGuard<'_, Memory> {
+    fn lock(&self) -> MutexGuard<'_, Memory> {
         // A panic while the lock was held can only be a bug in an operation, whose output is undefined anyway.
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -94,21 +94,29 @@ impl Backend for CpuBackend {
     }
 
     fn weight(&mut self, source: WeightSource) -> Result<Weight> {
-        self.memory().add_weight(source)
+        self.lock().add_weight(source)
     }
 
     fn random_weight(&mut self, weight: RandomWeight) -> Result<Weight> {
         let source = fill::weight(weight)?;
-        self.memory().add_weight(source)
+        self.lock().add_weight(source)
+    }
+
+    fn memory(&self) -> MemoryUse {
+        self.lock().usage()
+    }
+
+    fn release(&mut self, weight: Weight) -> Result<()> {
+        self.lock().weights.release("cpu", weight)
     }
 
     fn fill_states(&mut self, pool: &StatePool, random: Random) -> Result<()> {
-        fill::states(self.memory().states.get_mut("cpu", *pool)?, random);
+        fill::states(self.lock().states.get_mut("cpu", *pool)?, random);
         Ok(())
     }
 
     fn fill_latents(&mut self, pool: &LatentPool, random: Random) -> Result<()> {
-        fill::latents(self.memory().latents.get_mut("cpu", *pool)?, random);
+        fill::latents(self.lock().latents.get_mut("cpu", *pool)?, random);
         Ok(())
     }
 
@@ -119,31 +127,57 @@ impl Backend for CpuBackend {
         width: usize,
         element: Element,
     ) -> Result<Tensor> {
-        self.memory().add_tensor(rows, capacity, width, element)
+        self.lock().add_tensor(rows, capacity, width, element)
     }
 
     fn write_tensor(&mut self, tensor: Tensor, values: &TensorValues) -> Result<()> {
-        self.memory().write(tensor, values)
+        self.lock().write(tensor, values)
     }
 
     fn read_tensor(&mut self, tensor: Tensor, rows: usize) -> Ticket<TensorValues> {
-        Ticket::ready(self.memory().read(tensor, rows))
+        Ticket::ready(self.lock().read(tensor, rows))
     }
 
     fn state_pool(&mut self, layout: StateLayout) -> Result<StatePool> {
-        let (states, mut memory) = (States::new(layout)?, self.memory());
+        let (states, mut memory) = (States::new(layout)?, self.lock());
         Ok(memory.states.add(states, |id| StatePool { id, layout }))
     }
 
     fn latent_pool(&mut self, layout: LatentLayout) -> Result<LatentPool> {
-        let (latents, mut memory) = (Latents::new(layout)?, self.memory());
+        let (latents, mut memory) = (Latents::new(layout)?, self.lock());
         Ok(memory.latents.add(latents, |id| LatentPool { id, layout }))
+    }
+
+    fn resize_states(&mut self, pool: &StatePool, slots: usize) -> Result<StatePool> {
+        let mut memory = self.lock();
+        let states = memory.states.get_mut("cpu", *pool)?;
+        *states = states.resized(slots)?;
+        let to = pool.resized(slots);
+        memory.states.change(to);
+        Ok(to)
+    }
+
+    fn resize_latents(&mut self, pool: &LatentPool, blocks: usize) -> Result<LatentPool> {
+        let mut memory = self.lock();
+        let latents = memory.latents.get_mut("cpu", *pool)?;
+        *latents = latents.resized(blocks)?;
+        let to = pool.resized(blocks);
+        memory.latents.change(to);
+        Ok(to)
+    }
+
+    fn release_states(&mut self, pool: StatePool) -> Result<()> {
+        self.lock().states.release("cpu", pool)
+    }
+
+    fn release_latents(&mut self, pool: LatentPool) -> Result<()> {
+        self.lock().latents.release("cpu", pool)
     }
 
     fn read_state(&mut self, pool: &StatePool, layer: usize, slot: Slot) -> Ticket<StateRecord> {
         let read = || {
             pool.check_slot(layer, slot)?;
-            let memory = self.memory();
+            let memory = self.lock();
             let states = memory.states.get("cpu", *pool)?;
             let state = states.state(layer, slot).to_vec();
             let conv_state = states.conv_state(layer, slot).to_vec();
@@ -162,7 +196,7 @@ impl Backend for CpuBackend {
         pool.check_slot(layer, slot)?;
         pool.check_record(record)?;
         let state = record.key_value();
-        let mut memory = self.memory();
+        let mut memory = self.lock();
         let states = memory.states.get_mut("cpu", *pool)?;
         states.state_mut(layer, slot).copy_from_slice(&state);
         states
@@ -180,7 +214,7 @@ impl Backend for CpuBackend {
     ) -> Ticket<LatentRecord> {
         let read = || {
             pool.check_rows(layer, block, tokens)?;
-            let memory = self.memory();
+            let memory = self.lock();
             let latents = memory.latents.get("cpu", *pool)?;
             let rows = latents.bytes(layer, block, tokens).to_vec();
             Ok(LatentRecord::new(&pool.layout, rows))
@@ -197,7 +231,7 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         let tokens = pool.check_record(record)?;
         pool.check_rows(layer, block, tokens)?;
-        let mut memory = self.memory();
+        let mut memory = self.lock();
         let latents = memory.latents.get_mut("cpu", *pool)?;
         let rows = latents.bytes_mut(layer, block, tokens);
         rows.copy_from_slice(&record.bytes(pool.layout.dtype));
@@ -206,9 +240,10 @@ impl Backend for CpuBackend {
 
     fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>> {
         let demands = check::program(program, &capacity, 1)?;
-        let mut step = step::CpuStep::new(Arc::clone(&self.memory), capacity, demands);
         let program = program.expanded(|_| false);
-        self.memory().check(&program)?;
+        let uses = self.lock().check(&program)?;
+        let memory = Arc::clone(&self.memory);
+        let mut step = step::CpuStep::new(memory, capacity, demands, uses);
         program.ops.iter().for_each(|op| step.push(op));
         Ok(Box::new(step))
     }

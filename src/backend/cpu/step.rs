@@ -14,6 +14,7 @@ use super::{
     mla_prefill, rms_norm, route, sample, select, short_conv, swiglu,
 };
 use crate::backend::check::Demands;
+use crate::backend::handles::Uses;
 use crate::backend::{
     Add, AllGather, Batch, Capacity, Embed, ExpertRows, Experts, ExpertsCombine, GatedNorm,
     KdaGates, KdaRecurrence, Linear, MlaAppend, MlaAttention, Op, Result, RmsNorm, Route, Rows,
@@ -60,17 +61,24 @@ pub(super) struct CpuStep {
     memory: Arc<Mutex<Memory>>,
     capacity: Capacity,
     demands: Demands,
+    uses: Uses,
     names: Vec<&'static str>,
     operations: Vec<Operation>,
     timed: bool,
 }
 
 impl CpuStep {
-    pub(super) fn new(memory: Arc<Mutex<Memory>>, capacity: Capacity, demands: Demands) -> Self {
+    pub(super) fn new(
+        memory: Arc<Mutex<Memory>>,
+        capacity: Capacity,
+        demands: Demands,
+        uses: Uses,
+    ) -> Self {
         Self {
             memory,
             capacity,
             demands,
+            uses,
             names: Vec::new(),
             operations: Vec::new(),
             timed: false,
@@ -454,10 +462,19 @@ impl Step for CpuStep {
         self.demands.check(&self.capacity, batch)?;
         let run = Run { batch };
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        memory.check_uses(&self.uses)?;
         let mut output = StepOutput::default();
         let memory = &mut *memory;
         // On a thread of the pool: from outside of it, each operation would wake a thread and wait for it.
         let result = rayon::scope(|_| self.run(memory, &run, &mut output));
         Ok(Ticket::ready(result.map(|()| output)))
+    }
+}
+
+impl Drop for CpuStep {
+    fn drop(&mut self) {
+        self.uses = Uses::default();
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        memory.sweep();
     }
 }

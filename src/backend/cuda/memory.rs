@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::machine::{Buffer, Machine};
+use super::machine::{Buffer, Command, Machine, NO_STEP, Place, Work};
 use super::weights::DeviceWeight;
 use crate::backend::gpu::memory;
 use crate::backend::{Element, Result, Tensor, TensorValues};
@@ -10,7 +10,9 @@ use crate::config::Dtype;
 
 pub(super) type Memory = memory::Memory<DeviceWeight, Arc<Buffer>>;
 
-impl memory::Buffer for Arc<Buffer> {
+impl memory::Buffer for Arc<Buffer> {}
+
+impl memory::Stored for Arc<Buffer> {
     fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -19,6 +21,27 @@ impl memory::Buffer for Arc<Buffer> {
 /// The function that allocates buffers for the tables of [`Memory`].
 pub(super) fn make(machine: &Arc<dyn Machine>) -> impl Fn(&str, u64) -> Result<Arc<Buffer>> {
     |what, bytes| Buffer::new(machine, what, bytes).map(Arc::new)
+}
+
+/// The function that copies buffers for the tables of [`Memory`].
+pub(super) fn copy(
+    machine: &Arc<dyn Machine>,
+) -> impl Fn(&Arc<Buffer>, &Arc<Buffer>, u64) -> Result<()> {
+    |from, to, bytes| {
+        let copy = Command::Copy {
+            from: Place::new(from, 0, bytes)?,
+            to: Place::new(to, 0, bytes)?,
+        };
+        let commands = if bytes > 0 { vec![copy] } else { Vec::new() };
+        let ticket = machine.submit(&Work {
+            step: NO_STEP,
+            upload: None,
+            commands: &commands,
+            timed: None,
+            answers: &[],
+        })?;
+        ticket.wait().map(drop)
+    }
 }
 
 /// Bytes per element on the device.

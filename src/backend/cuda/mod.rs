@@ -31,8 +31,8 @@ use super::check;
 use super::gpu::later;
 use super::{
     Backend, Block, Capacity, CollectiveId, Collectives, Device, Element, LatentLayout, LatentPool,
-    LatentRecord, Leave, Program, Random, RandomWeight, Result, Rows, Slot, StateLayout, StatePool,
-    StateRecord, Step, Tensor, TensorValues, Ticket, Weight, WeightSource,
+    LatentRecord, Leave, MemoryUse, Program, Random, RandomWeight, Result, Rows, Slot, StateLayout,
+    StatePool, StateRecord, Step, Tensor, TensorValues, Ticket, Weight, WeightSource,
 };
 use crate::checkpoint::Format;
 
@@ -131,6 +131,14 @@ impl Backend for CudaBackend {
         Ok(memory.add_weight(made, |id| weight.handle(id)))
     }
 
+    fn memory(&self) -> MemoryUse {
+        self.shared.memory().usage()
+    }
+
+    fn release(&mut self, weight: Weight) -> Result<()> {
+        self.shared.memory().release(weight)
+    }
+
     fn fill_states(&mut self, pool: &StatePool, random: Random) -> Result<()> {
         for layer in 0..pool.layout.layers {
             let (states, conv_states) = self.shared.memory().states(pool, layer)?.clone();
@@ -200,6 +208,29 @@ impl Backend for CudaBackend {
         self.shared.memory().add_latents(&make, layout, row)
     }
 
+    fn resize_states(&mut self, pool: &StatePool, slots: usize) -> Result<StatePool> {
+        let machine = &self.shared.machine;
+        let (make, copy) = (memory::make(machine), memory::copy(machine));
+        let mut memory = self.shared.memory();
+        memory.resize_states((&make, &copy), pool, slots)
+    }
+
+    fn resize_latents(&mut self, pool: &LatentPool, blocks: usize) -> Result<LatentPool> {
+        let machine = &self.shared.machine;
+        let (make, copy) = (memory::make(machine), memory::copy(machine));
+        let row = pool.layout.width() * pool.layout.dtype.size();
+        let mut memory = self.shared.memory();
+        memory.resize_latents((&make, &copy), pool, blocks, row)
+    }
+
+    fn release_states(&mut self, pool: StatePool) -> Result<()> {
+        self.shared.memory().release_states(pool)
+    }
+
+    fn release_latents(&mut self, pool: LatentPool) -> Result<()> {
+        self.shared.memory().release_latents(pool)
+    }
+
     fn read_state(&mut self, pool: &StatePool, layer: usize, slot: Slot) -> Ticket<StateRecord> {
         let layout = pool.layout;
         let read = || {
@@ -260,8 +291,8 @@ impl Backend for CudaBackend {
 
     fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>> {
         let demands = check::program(program, &capacity, self.shared.ranks())?;
-        let mut step = step::CudaStep::new(Arc::clone(&self.shared), capacity, demands)?;
-        self.shared.memory().check(&program.expanded(|_| false))?;
+        let uses = self.shared.memory().check(&program.expanded(|_| false))?;
+        let mut step = step::CudaStep::new(Arc::clone(&self.shared), capacity, demands, uses)?;
         let program = program.joined().expanded(|op| step.takes(op));
         step.push_all(&program.ops)?;
         Ok(Box::new(step))

@@ -13,6 +13,7 @@ use super::memory;
 use crate::backend::check::Demands;
 use crate::backend::gpu::answers::{Answer, Asked, Submission};
 use crate::backend::gpu::batch_metadata::{BatchMetadata, MOST_SPLITS, MetadataLayout};
+use crate::backend::handles::Uses;
 use crate::backend::{Batch, Capacity, Result, Rows, Step, StepOutput, Tensor, Ticket, Weight};
 
 /// Minimum number of positions that one block of a decode attends to; more are divided among several blocks.
@@ -123,6 +124,7 @@ pub(super) struct CudaStep {
     /// Buffers that encoded commands point to, kept for as long as they may run.
     kept: Vec<Arc<Buffer>>,
     demands: Demands,
+    uses: Uses,
     /// Maximum number of splits of a segment of a recurrence.
     pub(super) splits: usize,
     /// A word that is 0 between launches, if any launch counts its blocks.
@@ -134,7 +136,12 @@ pub(super) struct CudaStep {
 }
 
 impl CudaStep {
-    pub(super) fn new(shared: Arc<Shared>, capacity: Capacity, demands: Demands) -> Result<Self> {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        capacity: Capacity,
+        demands: Demands,
+        uses: Uses,
+    ) -> Result<Self> {
         static STEPS: AtomicU64 = AtomicU64::new(NO_STEP + 1);
         let block_tokens = shared.memory().block_tokens();
         let metadata_layout = MetadataLayout {
@@ -153,6 +160,7 @@ impl CudaStep {
             batch,
             kept: Vec::new(),
             demands,
+            uses,
             splits: MOST_SPLITS,
             counter: None,
             names: Vec::new(),
@@ -323,6 +331,8 @@ impl CudaStep {
 impl Drop for CudaStep {
     fn drop(&mut self) {
         self.shared.machine.forget(self.id);
+        self.uses = Uses::default();
+        self.shared.memory().sweep();
     }
 }
 
@@ -359,6 +369,7 @@ impl Step for CudaStep {
             .map(|((buffer, _), bytes)| Place::new(buffer, 0, bytes as u64))
             .collect::<Result<Vec<_>>>()?;
         let metadata = &submission.metadata;
+        self.shared.memory().check_uses(&self.uses)?;
         let (commands, operations) = self.commands(metadata)?;
         let ticket = self.shared.machine.submit(&Work {
             step: self.id,

@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::machine::{Argument, Buffer, Command, Launch, Machine, NO_STEP, Work, blocks};
-use crate::backend::gpu::format_word;
+use crate::backend::gpu::{format_word, memory};
 use crate::backend::weight::StoredRows;
 use crate::backend::{RandomWeight, Result, WeightSource};
 use crate::checkpoint::Format;
@@ -50,6 +50,14 @@ pub(super) struct DeviceWeight {
     columns: usize,
     /// The same in bf16, if it is stored in another form and was requested.
     narrowed: Option<Arc<Buffer>>,
+}
+
+impl memory::Stored for DeviceWeight {
+    fn bytes(&self) -> u64 {
+        let ranges = self.ranges.iter().map(|range| &range.buffer);
+        let buffers = ranges.chain(&self.narrowed);
+        buffers.map(|buffer| buffer.bytes).sum()
+    }
 }
 
 impl DeviceWeight {

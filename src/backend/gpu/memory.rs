@@ -4,20 +4,28 @@
 
 use std::collections::HashMap;
 
-use crate::backend::handles::Handles;
+use crate::backend::handles::{Handles, Uses};
 use crate::backend::{
-    Element, LatentLayout, LatentPool, Program, Result, Rows, StateLayout, StatePool, Tensor,
-    Weight,
+    Element, LatentLayout, LatentPool, MemoryUse, Program, Result, Rows, StateLayout, StatePool,
+    Tensor, Weight,
 };
+use crate::error::Scope;
 
-/// A buffer of a device; a clone is the same buffer.
-pub(in crate::backend) trait Buffer: Clone {
-    /// Its size in bytes.
+/// What takes bytes of a device's memory.
+pub(in crate::backend) trait Stored {
+    /// How many.
     fn bytes(&self) -> u64;
 }
 
+/// A buffer of a device; a clone is the same buffer.
+pub(in crate::backend) trait Buffer: Stored + Clone {}
+
 /// Creates a buffer of a number of bytes; the text names it for messages.
 type Make<'a, B> = &'a dyn Fn(&str, u64) -> Result<B>;
+
+/// Copies the first bytes of a buffer to another one, after all work that was submitted before. When it returns, the memory of the
+/// first one can be freed.
+type Copy<'a, B> = &'a dyn Fn(&B, &B, u64) -> Result<()>;
 
 /// Everything that a backend's handles refer to: weights `W`, and buffers `B` for the rest. Each layer of states has two
 /// buffers, `[slots, H, K, V]` and `[slots, channels, taps - 1]`, f32; each layer of latents has one,
@@ -27,7 +35,7 @@ pub(in crate::backend) struct Memory<W, B> {
     scratch: HashMap<&'static str, B>,
 }
 
-impl<W, B: Buffer> Memory<W, B> {
+impl<W: Stored, B: Buffer> Memory<W, B> {
     /// Empty memory of a backend of this name.
     pub(in crate::backend) fn new(backend: &'static str) -> Self {
         Self {
@@ -100,9 +108,102 @@ impl<W, B: Buffer> Memory<W, B> {
         Ok(latents.add(layers, |id| LatentPool { id, layout }))
     }
 
-    /// Fails unless every handle of a program whose blocks were expanded belongs to this backend.
-    pub(in crate::backend) fn check(&self, program: &Program) -> Result<()> {
+    /// Changes the number of slots of a pool.
+    pub(in crate::backend) fn resize_states(
+        &mut self,
+        (make, copy): (Make<'_, B>, Copy<'_, B>),
+        pool: &StatePool,
+        slots: usize,
+    ) -> Result<StatePool> {
+        let (backend, states) = (self.handles.backend, &mut self.handles.states);
+        let what = format!("one layer of {slots} slots of KDA states");
+        let layout = pool.layout;
+        let resize = |buffer, elements: usize| {
+            let bytes = |slots: usize| 4 * (slots * elements) as u64;
+            (buffer, bytes(layout.slots), bytes(slots))
+        };
+        let layers = states.get_mut(backend, *pool)?.iter_mut();
+        let buffers = layers.flat_map(|(state, conv_state)| {
+            [
+                resize(state, layout.state_len()),
+                resize(conv_state, layout.conv_state_len()),
+            ]
+        });
+        let resized = resize_all(&what, make, copy, buffers);
+        // After an error some may be other buffers, of at least the size of before.
+        let to = resized.as_ref().map_or(*pool, |()| pool.resized(slots));
+        states.change(to);
+        resized.map(|()| to)
+    }
+
+    /// Changes the number of blocks of a pool of latents whose rows take this number of bytes.
+    pub(in crate::backend) fn resize_latents(
+        &mut self,
+        (make, copy): (Make<'_, B>, Copy<'_, B>),
+        pool: &LatentPool,
+        blocks: usize,
+        row_bytes: usize,
+    ) -> Result<LatentPool> {
+        let (backend, latents) = (self.handles.backend, &mut self.handles.latents);
+        let what = format!("one layer of {blocks} blocks of MLA latents");
+        let layout = pool.layout;
+        let bytes = |blocks: usize| (blocks * layout.block_tokens * row_bytes) as u64;
+        let layers = latents.get_mut(backend, *pool)?.iter_mut();
+        let buffers = layers.map(|buffer| (buffer, bytes(layout.blocks), bytes(blocks)));
+        let resized = resize_all(&what, make, copy, buffers);
+        let to = resized.as_ref().map_or(*pool, |()| pool.resized(blocks));
+        latents.change(to);
+        resized.map(|()| to)
+    }
+
+    /// Refuses a weight's handle; its buffers are freed when no step uses it.
+    pub(in crate::backend) fn release(&mut self, weight: Weight) -> Result<()> {
+        let backend = self.handles.backend;
+        self.handles.weights.release(backend, weight)
+    }
+
+    pub(in crate::backend) fn release_states(&mut self, pool: StatePool) -> Result<()> {
+        self.handles.states.release(self.handles.backend, pool)
+    }
+
+    pub(in crate::backend) fn release_latents(&mut self, pool: LatentPool) -> Result<()> {
+        self.handles.latents.release(self.handles.backend, pool)
+    }
+
+    /// Bytes by use. Buffers of single steps are not counted: a batch's words, and results.
+    pub(in crate::backend) fn usage(&self) -> MemoryUse {
+        let Handles {
+            weights,
+            tensors,
+            states,
+            latents,
+            ..
+        } = &self.handles;
+        let layers = states.entries().flat_map(|(_, layers)| layers);
+        let latents = latents.entries().flat_map(|(_, layers)| layers);
+        let tensors = tensors.entries().map(|(_, tensor)| tensor);
+        let activations = tensors.chain(self.scratch.values());
+        MemoryUse {
+            weights: weights.entries().map(|(_, weight)| weight.bytes()).sum(),
+            states: layers.map(|(one, other)| one.bytes() + other.bytes()).sum(),
+            latents: latents.map(Stored::bytes).sum(),
+            activations: activations.map(Stored::bytes).sum(),
+        }
+    }
+
+    /// Fails unless every handle of a program whose blocks were expanded belongs to this backend; returns what a step of it uses.
+    pub(in crate::backend) fn check(&self, program: &Program) -> Result<Uses> {
         self.handles.check(program)
+    }
+
+    /// Fails if a pool of a step was released or resized since the step was compiled.
+    pub(in crate::backend) fn check_uses(&self, uses: &Uses) -> Result<()> {
+        self.handles.check_uses(uses)
+    }
+
+    /// Frees what was released, after a step has dropped its [`Uses`].
+    pub(in crate::backend) fn sweep(&mut self) {
+        self.handles.sweep();
     }
 
     /// The largest number of tokens per block of all pools; 1 without a pool.
@@ -149,4 +250,30 @@ impl<W, B: Buffer> Memory<W, B> {
         self.scratch.insert(name, buffer.clone());
         Ok(buffer)
     }
+}
+
+/// Makes each of these buffers of a pool anew, one after the other, with the bytes that it has in both sizes: a buffer, its size
+/// and the size that it gets.
+///
+/// # Errors
+/// Too little memory, or a lost device. Buffers before the one that failed have the larger size, which serves as the smaller one too.
+fn resize_all<'a, B: Buffer + 'a>(
+    what: &str,
+    make: Make<'_, B>,
+    copy: Copy<'_, B>,
+    buffers: impl Iterator<Item = (&'a mut B, u64, u64)>,
+) -> Result<()> {
+    for (index, (buffer, old, new)) in buffers.enumerate() {
+        let made = make(what, new).and_then(|made| {
+            copy(buffer, &made, old.min(new))?;
+            Ok(made)
+        });
+        match made {
+            Ok(made) => *buffer = made,
+            // Smaller buffers were made before: this one stays larger than it must be, until the next change.
+            Err(error) if index > 0 && new < old && error.scope() != Scope::Device => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }

@@ -19,8 +19,9 @@ use self::tables::{GroupPool, GroupTensor, GroupWeight, Tables};
 use super::shared::{On, SharedBackend, Traffic};
 use super::{
     Backend, Block, Capacity, Cut, Device, Element, LatentLayout, LatentPool, LatentRecord, Leave,
-    MoeBlock, Op, Parallelism, Program, Random, RandomWeight, Result, Rows, Slot, StateLayout,
-    StatePool, StateRecord, Step, Tensor, TensorValues, Ticket, Weight, WeightSource, check,
+    MemoryUse, MoeBlock, Op, Parallelism, Program, Random, RandomWeight, Result, Rows, Slot,
+    StateLayout, StatePool, StateRecord, Step, Tensor, TensorValues, Ticket, Weight, WeightSource,
+    check,
 };
 use crate::config::ModelConfig;
 use crate::error::BackendError;
@@ -335,6 +336,19 @@ impl Backend for Group {
         Ok(self.tables.weights.add(made, |id| weight.handle(id)))
     }
 
+    fn memory(&self) -> MemoryUse {
+        self.ranks.iter().map(|rank| rank.lock().memory()).sum()
+    }
+
+    fn release(&mut self, weight: Weight) -> Result<()> {
+        let of_ranks = self.tables.weights.get(NAME, weight)?;
+        let ranks = self.stage(of_ranks.stage).zip(&of_ranks.ranks);
+        for ((_, rank), weight) in ranks {
+            rank.lock().release(*weight)?;
+        }
+        self.tables.weights.release(NAME, weight)
+    }
+
     fn fill_states(&mut self, pool: &StatePool, random: Random) -> Result<()> {
         let pools = &self.tables.states.get(NAME, *pool)?.ranks;
         // Ranks that do not divide the heads have the same states.
@@ -424,6 +438,42 @@ impl Backend for Group {
         };
         let latents = &mut self.tables.latents;
         Ok(latents.add(pool, |id| LatentPool { id, layout }))
+    }
+
+    fn resize_states(&mut self, pool: &StatePool, slots: usize) -> Result<StatePool> {
+        let of_ranks = &mut self.tables.states.get_mut(NAME, *pool)?.ranks;
+        let sizes = (pool.layout.slots, slots);
+        resize(&self.ranks, of_ranks, sizes, |rank, pool, slots| {
+            rank.resize_states(pool, slots)
+        })?;
+        let to = pool.resized(slots);
+        self.tables.states.change(to);
+        Ok(to)
+    }
+
+    fn resize_latents(&mut self, pool: &LatentPool, blocks: usize) -> Result<LatentPool> {
+        let of_ranks = &mut self.tables.latents.get_mut(NAME, *pool)?.ranks;
+        let sizes = (pool.layout.blocks, blocks);
+        resize(&self.ranks, of_ranks, sizes, |rank, pool, blocks| {
+            rank.resize_latents(pool, blocks)
+        })?;
+        let to = pool.resized(blocks);
+        self.tables.latents.change(to);
+        Ok(to)
+    }
+
+    fn release_states(&mut self, pool: StatePool) -> Result<()> {
+        let of_ranks = &self.tables.states.get(NAME, pool)?.ranks;
+        let mut both = self.ranks.iter().zip(of_ranks);
+        both.try_for_each(|(rank, pool)| rank.lock().release_states(*pool))?;
+        self.tables.states.release(NAME, pool)
+    }
+
+    fn release_latents(&mut self, pool: LatentPool) -> Result<()> {
+        let of_ranks = &self.tables.latents.get(NAME, pool)?.ranks;
+        let mut both = self.ranks.iter().zip(of_ranks);
+        both.try_for_each(|(rank, pool)| rank.lock().release_latents(*pool))?;
+        self.tables.latents.release(NAME, pool)
     }
 
     fn read_state(&mut self, pool: &StatePool, layer: usize, slot: Slot) -> Ticket<StateRecord> {
@@ -548,6 +598,32 @@ impl Backend for Group {
             timed: false,
         }))
     }
+}
+
+/// Changes the size of each rank's pool; if one fails, those before it get their size of before again.
+fn resize<P: Copy>(
+    ranks: &[SharedBackend],
+    pools: &mut [P],
+    (old, new): (usize, usize),
+    change: impl Fn(&mut dyn Backend, &P, usize) -> Result<P>,
+) -> Result<()> {
+    let change = |rank: &SharedBackend, pool: &mut P, size| {
+        *pool = change(&mut **rank.lock(), pool, size)?;
+        Ok(())
+    };
+    for index in 0..pools.len() {
+        let Err(error) = change(&ranks[index], &mut pools[index], new) else {
+            continue;
+        };
+        for (rank, pool) in ranks.iter().zip(&mut pools[..index]) {
+            if let Err(error) = change(rank, pool, old) {
+                // The devices are lost: no call of the pool succeeds any more.
+                tracing::error!("a pool of several devices has several sizes: {error}");
+            }
+        }
+        return Err(error);
+    }
+    Ok(())
 }
 
 /// Fails for a tensor of which no rank has the whole.

@@ -20,8 +20,9 @@ use self::tables::{Located, OnHost, Tables};
 use super::shared::{On, SharedBackend, Traffic};
 use super::{
     Backend, Block, Capacity, ConfirmedReport, Device, Element, LatentLayout, LatentPool,
-    LatentRecord, Op, Place, Program, Random, RandomWeight, Result, Rows, Slot, StateLayout,
-    StatePool, StateRecord, Step, Tensor, TensorValues, Ticket, Weight, WeightSource, check,
+    LatentRecord, MemoryUse, Op, Place, Program, Random, RandomWeight, Result, Rows, Slot,
+    StateLayout, StatePool, StateRecord, Step, Tensor, TensorValues, Ticket, Weight, WeightSource,
+    check,
 };
 use crate::config::ModelConfig;
 use crate::error::BackendError;
@@ -213,6 +214,34 @@ impl Backend for Offload {
         };
         let weights = &mut self.tables.weights;
         Ok(weights.add(located, |id| Weight { id, ..handle }))
+    }
+
+    fn memory(&self) -> MemoryUse {
+        self.device.lock().memory() + self.host.lock().memory()
+    }
+
+    fn release(&mut self, weight: Weight) -> Result<()> {
+        match *self.tables.weights.get(NAME, weight)? {
+            Located::Device(weight) => self.device.lock().release(weight)?,
+            Located::Host(weight) => self.host.lock().release(weight)?,
+        }
+        self.tables.weights.release(NAME, weight)
+    }
+
+    fn resize_states(&mut self, pool: &StatePool, slots: usize) -> Result<StatePool> {
+        self.device.lock().resize_states(pool, slots)
+    }
+
+    fn resize_latents(&mut self, pool: &LatentPool, blocks: usize) -> Result<LatentPool> {
+        self.device.lock().resize_latents(pool, blocks)
+    }
+
+    fn release_states(&mut self, pool: StatePool) -> Result<()> {
+        self.device.lock().release_states(pool)
+    }
+
+    fn release_latents(&mut self, pool: LatentPool) -> Result<()> {
+        self.device.lock().release_latents(pool)
     }
 
     fn fill_states(&mut self, pool: &StatePool, random: Random) -> Result<()> {

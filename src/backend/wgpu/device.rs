@@ -385,6 +385,24 @@ impl Gpu {
         drop(self.device.poll(wgpu::PollType::wait_indefinitely()));
     }
 
+    /// Waits until the device has copied what was queued so far.
+    ///
+    /// # Errors
+    /// A device that does not answer.
+    pub(super) fn drain(&self, what: &str) -> Result<()> {
+        let submission_index = Some(self.queue.submit([]));
+        let wait = wgpu::PollType::Wait {
+            submission_index,
+            timeout: None,
+        };
+        let waited = self.device.poll(wait);
+        waited.map(drop).map_err(|error| BackendError::Driver {
+            backend: "wgpu",
+            what: format!("to copy {what}"),
+            reason: error.to_string(),
+        })
+    }
+
     /// The error scopes of all calls so far without a result.
     pub(super) fn unsettled(&self) -> Vec<Unsettled> {
         std::mem::take(&mut *lock(&self.unsettled))

@@ -4,14 +4,16 @@ use std::borrow::Cow;
 
 use super::device::Gpu;
 use super::weights::GpuWeight;
-use crate::backend::gpu::memory::{self, Buffer};
+use crate::backend::gpu::memory::{self, Buffer, Stored};
 use crate::backend::{Element, LatentLayout, Result, Tensor, TensorValues};
 use crate::checkpoint::Format;
 use crate::config::Dtype;
 
 pub(super) type Memory = memory::Memory<GpuWeight, wgpu::Buffer>;
 
-impl Buffer for wgpu::Buffer {
+impl Buffer for wgpu::Buffer {}
+
+impl Stored for wgpu::Buffer {
     fn bytes(&self) -> u64 {
         self.size()
     }
@@ -20,6 +22,22 @@ impl Buffer for wgpu::Buffer {
 /// The function that creates buffers for the tables of [`Memory`].
 pub(super) fn make(gpu: &Gpu) -> impl Fn(&str, u64) -> Result<wgpu::Buffer> {
     |what, bytes| gpu.buffer(what, bytes)
+}
+
+/// The function that copies buffers for the tables of [`Memory`].
+pub(super) fn copy(gpu: &Gpu) -> impl Fn(&wgpu::Buffer, &wgpu::Buffer, u64) -> Result<()> {
+    |from, to, bytes| {
+        gpu.guarded("a pool of another size", bytes, || {
+            let descriptor = wgpu::CommandEncoderDescriptor::default();
+            let mut encoder = gpu.device.create_command_encoder(&descriptor);
+            if bytes > 0 {
+                encoder.copy_buffer_to_buffer(from, 0, to, 0, bytes);
+            }
+            gpu.queue.submit([encoder.finish()]);
+        })?;
+        // A buffer that a submission still uses would be freed later, when the next ones are made already.
+        gpu.drain("a pool")
+    }
 }
 
 /// The id of a dtype in shaders.

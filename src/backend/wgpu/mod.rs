@@ -38,8 +38,8 @@ use super::check;
 use super::gpu::later;
 use super::{
     Backend, Block, Capacity, ConfirmedReport, Device, Element, LatentLayout, LatentPool,
-    LatentRecord, Program, Random, RandomWeight, Result, Rows, Slot, StateLayout, StatePool,
-    StateRecord, Step, Tensor, TensorValues, Ticket, Weight, WeightSource,
+    LatentRecord, MemoryUse, Program, Random, RandomWeight, Result, Rows, Slot, StateLayout,
+    StatePool, StateRecord, Step, Tensor, TensorValues, Ticket, Weight, WeightSource,
 };
 use crate::config::Dtype;
 use crate::error::BackendError;
@@ -222,6 +222,14 @@ impl Backend for WgpuBackend {
         Ok(memory.add_weight(made, |id| weight.handle(id)))
     }
 
+    fn memory(&self) -> MemoryUse {
+        self.shared.memory().usage()
+    }
+
+    fn release(&mut self, weight: Weight) -> Result<()> {
+        self.shared.memory().release(weight)
+    }
+
     fn fill_states(&mut self, pool: &StatePool, random: Random) -> Result<()> {
         let layout = pool.layout;
         for layer in 0..layout.layers {
@@ -295,6 +303,29 @@ impl Backend for WgpuBackend {
         let make = memory::make(&self.shared.gpu);
         let row = memory::row_bytes(&layout);
         self.shared.memory().add_latents(&make, layout, row)
+    }
+
+    fn resize_states(&mut self, pool: &StatePool, slots: usize) -> Result<StatePool> {
+        let gpu = &self.shared.gpu;
+        let (make, copy) = (memory::make(gpu), memory::copy(gpu));
+        let mut memory = self.shared.memory();
+        memory.resize_states((&make, &copy), pool, slots)
+    }
+
+    fn resize_latents(&mut self, pool: &LatentPool, blocks: usize) -> Result<LatentPool> {
+        let gpu = &self.shared.gpu;
+        let (make, copy) = (memory::make(gpu), memory::copy(gpu));
+        let row = memory::row_bytes(&pool.layout);
+        let mut memory = self.shared.memory();
+        memory.resize_latents((&make, &copy), pool, blocks, row)
+    }
+
+    fn release_states(&mut self, pool: StatePool) -> Result<()> {
+        self.shared.memory().release_states(pool)
+    }
+
+    fn release_latents(&mut self, pool: LatentPool) -> Result<()> {
+        self.shared.memory().release_latents(pool)
     }
 
     fn read_state(&mut self, pool: &StatePool, layer: usize, slot: Slot) -> Ticket<StateRecord> {
@@ -379,8 +410,8 @@ impl Backend for WgpuBackend {
 
     fn compile(&mut self, program: &Program, capacity: Capacity) -> Result<Box<dyn Step>> {
         let demands = check::program(program, &capacity, 1)?;
-        let mut step = step::WgpuStep::new(Arc::clone(&self.shared), capacity, demands)?;
-        self.shared.memory().check(&program.expanded(|_| false))?;
+        let uses = self.shared.memory().check(&program.expanded(|_| false))?;
+        let mut step = step::WgpuStep::new(Arc::clone(&self.shared), capacity, demands, uses)?;
         let program = program.joined().expanded(step::WgpuStep::takes);
         program.ops.iter().try_for_each(|op| step.push(op))?;
         Ok(Box::new(step))

@@ -18,6 +18,7 @@ use super::weights::Part;
 use crate::backend::check::Demands;
 use crate::backend::gpu::answers::{Answer, Asked, Submission};
 use crate::backend::gpu::batch_metadata::{BatchMetadata, MetadataLayout};
+use crate::backend::handles::Uses;
 use crate::backend::{
     AllGather, Batch, Capacity, LatentPool, MaybeSend, Result, StatePool, Step, StepOutput, Tensor,
     Ticket, Weight,
@@ -143,6 +144,7 @@ pub(super) struct WgpuStep {
     pub(super) metadata_layout: MetadataLayout,
     spare: Arc<Spare>,
     demands: Demands,
+    uses: Uses,
     names: Vec<&'static str>,
     /// Each with the index of its operation's name.
     commands: Vec<(usize, Command)>,
@@ -152,7 +154,12 @@ pub(super) struct WgpuStep {
 }
 
 impl WgpuStep {
-    pub(super) fn new(shared: Arc<Shared>, capacity: Capacity, demands: Demands) -> Result<Self> {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        capacity: Capacity,
+        demands: Demands,
+        uses: Uses,
+    ) -> Result<Self> {
         let block_tokens = shared.memory().block_tokens();
         let metadata_layout = MetadataLayout {
             window: shared.window,
@@ -174,6 +181,7 @@ impl WgpuStep {
             metadata_layout,
             spare: Arc::default(),
             demands,
+            uses,
             names: Vec::new(),
             commands: Vec::new(),
             timing: None,
@@ -362,6 +370,13 @@ impl WgpuStep {
     }
 }
 
+impl Drop for WgpuStep {
+    fn drop(&mut self) {
+        self.uses = Uses::default();
+        self.encoder.shared.memory().sweep();
+    }
+}
+
 impl Step for WgpuStep {
     fn time(&mut self, on: bool) -> Result<()> {
         if self.timing.is_none() && on {
@@ -400,6 +415,7 @@ impl Step for WgpuStep {
         }
         let answered = bytes as usize / 4;
         let shared = Arc::clone(&self.encoder.shared);
+        shared.memory().check_uses(&self.uses)?;
         self.make_windows(metadata)?;
         // Every command may need a pass of its own.
         let mut timing = self.timing.take();

@@ -10,6 +10,7 @@ use std::ops::Range;
 use super::device::Gpu;
 use super::{Shared, fill};
 use crate::backend::gpu::format_word;
+use crate::backend::gpu::memory::Stored;
 use crate::backend::weight::StoredRows;
 use crate::backend::{RandomWeight, Result, WeightSource};
 use crate::checkpoint::Format;
@@ -47,6 +48,12 @@ pub(super) struct GpuWeight {
     narrow: bool,
     /// The buffers, in the order of the rows.
     parts: Vec<Part>,
+}
+
+impl Stored for GpuWeight {
+    fn bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.buffer.size()).sum()
+    }
 }
 
 impl GpuWeight {
@@ -295,23 +302,9 @@ impl Writer<'_> {
         *self.waiting += bytes.len();
         if *self.waiting > DRAIN {
             *self.waiting = 0;
-            self.drain()?;
+            // Pending writes are a second copy of the weights.
+            self.gpu.drain(self.name)?;
         }
         Ok(())
-    }
-
-    /// Pending writes are a second copy of the weights: waits until the device has copied them before more are queued.
-    fn drain(&self) -> Result<()> {
-        let submission_index = Some(self.gpu.queue.submit([]));
-        let wait = wgpu::PollType::Wait {
-            submission_index,
-            timeout: None,
-        };
-        let waited = self.gpu.device.poll(wait);
-        waited.map(drop).map_err(|error| BackendError::Driver {
-            backend: "wgpu",
-            what: format!("to copy {}", self.name),
-            reason: error.to_string(),
-        })
     }
 }
