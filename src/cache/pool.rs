@@ -2,9 +2,14 @@
 //!
 //! A pool hands out indices; the contents belong to the backend. An entry in use is held through a [`PoolRef`], which frees it
 //! when dropped, so that no error path can leak one. A freed entry is not cleared: its next owner writes it before it is read.
+//!
+//! The size of a pool may change. Before it shrinks, what is held at its end moves to free places below, and all references follow:
+//! they share the number of their place.
 
 use std::fmt::Debug;
 use std::hash::Hash;
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::backend::{Block, Slot};
@@ -42,8 +47,10 @@ pub type SlotRef = PoolRef<Slot>;
 pub type BlockRef = PoolRef<Block>;
 
 /// The reference counts of one entry.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug)]
 struct Holders {
+    /// The entry's index, which every reference to it shares; changed only while the pool is locked.
+    place: Arc<AtomicU32>,
     all: u32,
     /// References of the prefix tree, included in `all`.
     cached: u32,
@@ -52,7 +59,17 @@ struct Holders {
 }
 
 impl Holders {
-    fn idle(self) -> bool {
+    /// Of a free entry.
+    fn new(index: u32) -> Self {
+        Self {
+            place: Arc::new(AtomicU32::new(index)),
+            all: 0,
+            cached: 0,
+            changed: false,
+        }
+    }
+
+    fn idle(&self) -> bool {
         self.all > 0 && self.all == self.cached
     }
 }
@@ -84,6 +101,27 @@ impl<T: PoolIndex> Shared<T> {
             self.free.push(entry);
         }
     }
+
+    /// Exchanges two entries with all that is known of them: references to each follow it.
+    fn swap(&mut self, a: T, b: T) {
+        self.holders.swap(a.index(), b.index());
+        for entry in [a, b] {
+            let place = &self.holders[entry.index()].place;
+            place.store(number(entry.index()), Ordering::Relaxed);
+        }
+        for entry in self.changed.iter_mut().chain(&mut self.free) {
+            if *entry == a {
+                *entry = b;
+            } else if *entry == b {
+                *entry = a;
+            }
+        }
+    }
+}
+
+/// An index as references hold it; entries beyond it are never handed out.
+fn number(index: usize) -> u32 {
+    u32::try_from(index).unwrap_or(u32::MAX)
 }
 
 fn lock<T>(shared: &Mutex<Shared<T>>) -> MutexGuard<'_, Shared<T>> {
@@ -98,13 +136,50 @@ impl<T: PoolIndex> RefCountedPool<T> {
     /// A pool of `count` free entries; low indices are handed out first.
     #[must_use]
     pub fn new(count: usize) -> Self {
-        let last = u32::try_from(count).unwrap_or(u32::MAX);
-        Self(Arc::new(Mutex::new(Shared {
-            holders: vec![Holders::default(); count],
-            free: (0..last).rev().map(T::new).collect(),
+        let pool = Self(Arc::new(Mutex::new(Shared {
+            holders: Vec::new(),
+            free: Vec::new(),
             idle: 0,
             changed: Vec::new(),
-        })))
+        })));
+        pool.grow(count);
+        pool
+    }
+
+    /// Adds free entries until there are `count`; those below are handed out first.
+    pub(super) fn grow(&self, count: usize) {
+        let mut shared = lock(&self.0);
+        let fresh = number(shared.holders.len())..number(count);
+        shared.holders.extend(fresh.clone().map(Holders::new));
+        shared.free.splice(0..0, fresh.rev().map(T::new));
+    }
+
+    /// Entries in use from index `count` on, each with a free one below that it can move to, as far as there are some.
+    pub(super) fn moves(&self, count: usize) -> Vec<(T, T)> {
+        let shared = lock(&self.0);
+        let used = |index: &usize| shared.holders[*index].all > 0;
+        let high = (count..shared.holders.len()).filter(used);
+        let high = high.map(|index| T::new(number(index)));
+        let free = shared.free.iter().rev().copied();
+        high.zip(free.filter(|entry| entry.index() < count))
+            .collect()
+    }
+
+    /// Gives the entry `from`, with all its references, the free place `to`.
+    pub(super) fn relocate(&self, from: T, to: T) {
+        lock(&self.0).swap(from, to);
+    }
+
+    /// Removes the entries from index `count` on. Returns whether they are removed: all of them must be free.
+    pub(super) fn shrink(&self, count: usize) -> bool {
+        let mut shared = lock(&self.0);
+        if shared.holders.iter().skip(count).any(|it| it.all > 0) {
+            return false;
+        }
+        shared.holders.truncate(count);
+        shared.free.retain(|entry| entry.index() < count);
+        shared.changed.retain(|entry| entry.index() < count);
+        true
     }
 
     /// Takes a free entry, which then has one reference; `None` if all are in use.
@@ -114,7 +189,8 @@ impl<T: PoolIndex> RefCountedPool<T> {
         let entry = shared.free.pop()?;
         shared.change(entry, 1, 0);
         Some(PoolRef {
-            entry,
+            place: Arc::clone(&shared.holders[entry.index()].place),
+            entry: PhantomData,
             cached: false,
             pool: Arc::clone(&self.0),
         })
@@ -124,6 +200,12 @@ impl<T: PoolIndex> RefCountedPool<T> {
     #[must_use]
     pub fn free(&self) -> usize {
         lock(&self.0).free.len()
+    }
+
+    /// Number of entries in use.
+    pub(super) fn used(&self) -> usize {
+        let shared = lock(&self.0);
+        shared.holders.len() - shared.free.len()
     }
 
     /// Number of entries that only the prefix tree references.
@@ -160,16 +242,18 @@ impl<T: PoolIndex> RefCountedPool<T> {
 /// A reference to an entry. Cloning adds a reference, dropping removes one, and the last one frees the entry.
 #[derive(Debug)]
 pub struct PoolRef<T: PoolIndex> {
-    entry: T,
+    /// The entry's index, as long as it is held.
+    place: Arc<AtomicU32>,
+    entry: PhantomData<T>,
     cached: bool,
     pool: Arc<Mutex<Shared<T>>>,
 }
 
 impl<T: PoolIndex> PoolRef<T> {
-    /// The entry.
+    /// The entry. It may be another one after the pool's size has changed.
     #[must_use]
     pub fn get(&self) -> T {
-        self.entry
+        T::new(self.place.load(Ordering::Relaxed))
     }
 
     /// A reference of the prefix tree. An entry with no other references is idle and may be evicted.
@@ -179,13 +263,16 @@ impl<T: PoolIndex> PoolRef<T> {
 
     /// Whether only the prefix tree references it.
     pub(super) fn is_idle(&self) -> bool {
-        lock(&self.pool).holders[self.entry.index()].idle()
+        let shared = lock(&self.pool);
+        shared.holders[self.get().index()].idle()
     }
 
     fn hold(&self, cached: bool) -> Self {
-        lock(&self.pool).change(self.entry, 1, i32::from(cached));
+        let mut shared = lock(&self.pool);
+        shared.change(self.get(), 1, i32::from(cached));
         Self {
-            entry: self.entry,
+            place: Arc::clone(&self.place),
+            entry: PhantomData,
             cached,
             pool: Arc::clone(&self.pool),
         }
@@ -200,6 +287,7 @@ impl<T: PoolIndex> Clone for PoolRef<T> {
 
 impl<T: PoolIndex> Drop for PoolRef<T> {
     fn drop(&mut self) {
-        lock(&self.pool).change(self.entry, -1, -i32::from(self.cached));
+        let mut shared = lock(&self.pool);
+        shared.change(self.get(), -1, -i32::from(self.cached));
     }
 }

@@ -17,6 +17,9 @@ use super::tree::PrefixTree;
 use crate::backend::{Block, Result, Slot};
 use crate::error::CacheError;
 
+/// Maximum number of blocks that are copied together to other places.
+const MOVED: usize = 16;
+
 /// A checkpoint of a prefix of a prompt. It is not a reference: the checkpoint may be evicted before it is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hit {
@@ -93,9 +96,9 @@ impl Cache {
         Occupancy {
             idle_slots: self.slots.idle(),
             idle_blocks: self.blocks.idle(),
-            slots: self.slots.len() - self.slots.free(),
+            slots: self.slots.used(),
             all_slots: self.slots.len(),
-            blocks: self.blocks.len() - self.blocks.free(),
+            blocks: self.blocks.used(),
             all_blocks: self.blocks.len(),
             device_checkpoints,
             host_checkpoints,
@@ -384,6 +387,59 @@ impl Cache {
         let rows = prefix.rows.iter().filter_map(Residency::host).collect();
         let state = prefix.state.as_ref().and_then(Residency::host);
         Ok(state.map(|state| (rows, state)))
+    }
+
+    /// Makes all slots from `slots` on unused and removes them: checkpoints of lowest priority are evicted until the others suffice,
+    /// and what remains at the end is copied to slots below, where its references find it. Returns whether they are removed:
+    /// not if sequences use more than `slots`.
+    ///
+    /// # Errors
+    /// A device that fails; the cache is then as before, but for evicted or copied entries.
+    pub async fn shrink_slots(&mut self, pools: &mut Pools<'_>, slots: usize) -> Result<bool> {
+        while self.slots.used() > slots {
+            let Some(at) = self.tree.state_victim(&self.slots, &self.blocks) else {
+                return Ok(false);
+            };
+            self.evictions += 1;
+            self.evict_state(pools, at).await?;
+        }
+        for (from, to) in self.slots.moves(slots) {
+            let saved = pools.read_slot(from).await?;
+            pools.write_slot(to, &saved)?;
+            self.slots.relocate(from, to);
+            self.tree.relocate_state(from, to);
+        }
+        Ok(self.slots.shrink(slots))
+    }
+
+    /// The same for blocks.
+    ///
+    /// # Errors
+    /// Those of [`Cache::shrink_slots`].
+    pub async fn shrink_blocks(&mut self, pools: &mut Pools<'_>, blocks: usize) -> Result<bool> {
+        while self.blocks.used() > blocks {
+            let Some(at) = self.tree.rows_victim(&self.slots, &self.blocks) else {
+                return Ok(false);
+            };
+            self.evictions += 1;
+            self.evict_rows(pools, at).await?;
+        }
+        for moves in self.blocks.moves(blocks).chunks(MOVED) {
+            let whole = moves.iter().map(|(from, _)| (*from, self.block_tokens));
+            let saved = pools.read_blocks(&whole.collect::<Vec<_>>()).await?;
+            for ((from, to), saved) in moves.iter().zip(&saved) {
+                pools.write_block(*to, saved)?;
+                self.blocks.relocate(*from, *to);
+                self.tree.relocate_rows(*from, *to);
+            }
+        }
+        Ok(self.blocks.shrink(blocks))
+    }
+
+    /// Adds free slots and blocks, up to these numbers.
+    pub fn grow(&mut self, slots: usize, blocks: usize) {
+        self.slots.grow(slots);
+        self.blocks.grow(blocks);
     }
 
     /// Removes every prefix.

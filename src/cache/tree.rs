@@ -323,6 +323,16 @@ impl PrefixTree {
         }
     }
 
+    /// The states that were in one slot are in another one.
+    pub(super) fn relocate_state(&mut self, from: Slot, to: Slot) {
+        self.states.relocate(from, to);
+    }
+
+    /// The rows that were in one block are in another one.
+    pub(super) fn relocate_rows(&mut self, from: Block, to: Block) {
+        self.rows.relocate(from, to);
+    }
+
     /// Moves a checkpoint's state off the device, which raises the floor to its priority.
     pub(super) fn demote(&mut self, at: CheckpointId, saved: SavedState) {
         let Some(checkpoint) = self.checkpoint_mut(at) else {

@@ -42,6 +42,13 @@ impl<T: PoolIndex, I: Copy + Ord, O: Ord> Victims<T, I, O> {
         }
     }
 
+    /// What was kept in `from` is in `to`, where nothing was kept.
+    pub(super) fn relocate(&mut self, from: T, to: T) {
+        if let Some(kept) = self.kept.remove(&from) {
+            self.kept.insert(to, kept);
+        }
+    }
+
     /// Updates the order of an item.
     pub(super) fn reorder(&mut self, id: I, from: O, to: O) {
         if self.idle.remove(&(from, id)) {

@@ -20,7 +20,7 @@ impl Engine {
         while let Some(mut sequence) = self.waiting.pop_front() {
             // Imports take no part in a step yet.
             if self.running.len() < most || sequence.import.is_some() {
-                match self.place(&mut sequence, false).await {
+                match self.allocate(&mut sequence, false).await {
                     Ok(true) => {
                         self.placed(sequence);
                         continue;
@@ -42,7 +42,7 @@ impl Engine {
                 let Some(mut sequence) = self.waiting.pop_front() else {
                     break;
                 };
-                match self.place(&mut sequence, true).await {
+                match self.allocate(&mut sequence, true).await {
                     Ok(true) => self.placed(sequence),
                     Ok(false) if !self.incoming.is_empty() => {
                         // Slots and blocks that are reserved for imports become free when these have run, or are given up.
@@ -91,7 +91,7 @@ impl Engine {
 
     /// Allocates a sequence its slot and the blocks for the whole prompt. If nothing else runs (`alone`) and there are still
     /// too few, the prefix that it would continue from is moved off the device first.
-    async fn place(&mut self, sequence: &mut Sequence, alone: bool) -> Result<bool, Error> {
+    async fn allocate(&mut self, sequence: &mut Sequence, alone: bool) -> Result<bool, Error> {
         let prompt = sequence.tokens.prefix(sequence.request.reusable());
         let fresh = sequence.position == 0;
         let caching = fresh && sequence.request.prefix_caching_enabled();
@@ -138,7 +138,7 @@ impl Engine {
     }
 
     /// Moves off the device what waiting sequences hold there, and what is held for export streams.
-    async fn waiting_to_host(&mut self) -> Result<(), Error> {
+    pub(super) async fn waiting_to_host(&mut self) -> Result<(), Error> {
         self.exports.offload(&mut self.model);
         let mut refused = Vec::new();
         for sequence in &mut self.waiting {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::ahead::Submitted;
 use super::event::{Event, FinishReason};
 use super::export::Exports;
-use super::options::{EngineOptions, context};
+use super::options::EngineOptions;
 use super::request::{Request, RequestId};
 use super::sampling::{Sampler, Vocabulary};
 use super::schedule::{Planned, PlannedTrace};
@@ -53,9 +53,11 @@ pub struct Engine {
     pub(super) passed_over: bool,
     cancelled: Vec<RequestId>,
     /// Whether the device was lost and is not known to be usable again.
-    lost: bool,
+    pub(super) lost: bool,
+    /// The error of the device after which requests are kept and nothing runs.
+    pub(super) device_error: Option<Arc<Error>>,
     /// A step that was submitted before the tokens of the step before it were known.
-    submitted: Option<Submitted>,
+    pub(super) submitted: Option<Submitted>,
     pub(super) events: VecDeque<(RequestId, Event)>,
 }
 
@@ -103,6 +105,7 @@ impl Engine {
             passed_over: false,
             cancelled: Vec::new(),
             lost: false,
+            device_error: None,
             submitted: None,
             events: VecDeque::new(),
         }
@@ -119,7 +122,7 @@ impl Engine {
     /// Maximum number of tokens of a sequence.
     #[must_use]
     pub fn context(&self) -> usize {
-        context(self.model.config(), self.model.limits())
+        self.model.context()
     }
 
     /// Usage of the pools.
@@ -231,10 +234,11 @@ impl Engine {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
-    /// Whether the remaining work can continue only when imports have come or are given up.
+    /// Whether the remaining work can continue only when imports have come or are given up, or after a device's error
+    /// ([`Engine::device_error`]).
     #[must_use]
     pub fn is_stalled(&self) -> bool {
-        self.stalled
+        self.stalled || self.device_error.is_some()
     }
 
     /// Removes every cached prefix.
@@ -258,18 +262,22 @@ impl Engine {
 
     /// One step: a batch of whatever can run, or tokens that the last one verified. Returns whether work is left that can be
     /// done. An error ends the requests that it concerns, each with an event: those of a refused step, or all of them if the
-    /// device is lost.
+    /// device is lost and they are not kept
+    /// ([`EngineOptions::keep_on_device_error`](super::EngineOptions::keep_on_device_error)).
     pub async fn step(&mut self) -> bool {
         self.drop_cancelled();
+        if self.device_error.is_some() {
+            return false;
+        }
         self.stalled = false;
         let stepped = match self.recover() {
             Ok(()) => self.try_step().await,
             Err(error) => Err(error),
         };
         if let Err(error) = stepped {
-            self.fail_all(error);
+            self.failed(error);
         }
-        !self.is_idle() && !self.stalled
+        !self.is_idle() && !self.is_stalled()
     }
 
     /// Makes the device usable again if it was lost and there is work for it.
@@ -321,7 +329,7 @@ impl Engine {
     }
 
     /// Processes the result of a step.
-    async fn ran(
+    pub(super) async fn ran(
         &mut self,
         planned: Planned,
         output: Result<StepOutput, Error>,
@@ -489,22 +497,6 @@ impl Engine {
         self.incoming.retain(|incoming| incoming.id != id);
         self.exports.fail(id, error);
         self.emit(id, Event::Failed(Arc::clone(error)));
-    }
-
-    /// A device failed: its contents cannot be trusted any more.
-    fn fail_all(&mut self, error: Error) {
-        self.lost |= error.scope() == Scope::Device;
-        let error = Arc::new(error);
-        self.submitted = None;
-        self.step_cache.clear();
-        let mut ids: Vec<RequestId> = self.sequences().map(|sequence| sequence.id).collect();
-        ids.extend(self.exports.ids());
-        ids.sort_unstable();
-        ids.dedup();
-        for id in ids {
-            self.fail(id, &error);
-        }
-        self.cache.clear();
     }
 
     /// Inserts a sequence into the waiting queue by its priority and order of arrival.

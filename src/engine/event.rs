@@ -54,6 +54,22 @@ pub struct Scored {
 }
 
 impl Scored {
+    /// The scores of the positions from `position` on; `None` if there are none.
+    #[must_use]
+    pub fn after(mut self, position: usize) -> Option<Self> {
+        let positions = self.logprobs.len();
+        let before = position.saturating_sub(self.first).min(positions);
+        if before == positions {
+            return None;
+        }
+        let logits = self.logits.len() / positions;
+        self.first += before;
+        self.logprobs.drain(..before);
+        self.top.drain(..before.min(self.top.len()));
+        self.logits.drain(..before * logits);
+        Some(self)
+    }
+
     /// How likely each token of the prompt after the first scored position was; the prompt's end has none.
     pub fn token_logprobs(self) -> impl Iterator<Item = TokenLogprobs> {
         let each = self.logprobs.into_iter().zip(self.top);

@@ -158,7 +158,8 @@ impl EngineHandle {
         RequestId(self.0.next.fetch_add(1, Ordering::Relaxed))
     }
 
-    fn submit_as(&self, id: RequestId, request: Request, mut sink: Sink) {
+    /// Submits a request under an id that the caller chose: one that no other request of this engine has.
+    pub(crate) fn submit_as(&self, id: RequestId, request: Request, mut sink: Sink) {
         let command = Command::Submit {
             id,
             request: Box::new(request),
@@ -325,7 +326,7 @@ impl EngineHandle {
     }
 
     /// Has a function called between two steps, and waits for its result.
-    pub(super) fn ask<T: Send + 'static>(
+    pub(crate) fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&mut Engine) -> T + Send + 'static,
     ) -> Result<T, EngineError> {

@@ -2,7 +2,7 @@
 
 use super::lookup::PromptLookup;
 use crate::backend::Capacity;
-use crate::config::{Dtype, ModelConfig};
+use crate::config::Dtype;
 use crate::model::Limits;
 
 /// Tokens in a block of latents.
@@ -56,13 +56,13 @@ impl EngineSizes {
     }
 
     /// Maximum tokens of a step.
-    pub(super) fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         let proposed = self.sequences * (self.speculative + 1);
         proposed.max(self.prefill_chunk + self.sequences)
     }
 
     /// Maximum rows of logits of a step. Prompts and proposals have none in the same step.
-    pub(super) fn outputs(&self) -> usize {
+    pub(crate) fn outputs(&self) -> usize {
         let proposed = self.sequences * self.speculative;
         self.sequences + self.scored.max(proposed)
     }
@@ -109,6 +109,11 @@ pub struct EngineOptions {
     /// How tokens are proposed for decoding sequences, several of which are then verified in one step; `None` for no
     /// speculation. It needs a free state slot per sequence, and rows of the step ([`EngineSizes::speculative`]).
     pub prompt_lookup: Option<PromptLookup>,
+    /// Whether the requests of an engine whose device fails are kept: it then does nothing until [`Engine::resume`] or
+    /// [`Engine::give_up`](super::Engine::give_up), and computes them again from their tokens. Otherwise they fail.
+    ///
+    /// [`Engine::resume`]: super::Engine::resume
+    pub keep_on_device_error: bool,
     /// Maximum number of waiting answers, in addition to those that fit into one step; further requests are refused.
     pub queue: usize,
 }
@@ -123,13 +128,8 @@ impl Default for EngineOptions {
             cached_steps: 24,
             async_scheduling: true,
             prompt_lookup: None,
+            keep_on_device_error: false,
             queue: usize::MAX,
         }
     }
-}
-
-/// Maximum tokens of a sequence: what the model allows and one sequence can hold.
-pub(super) fn context(config: &ModelConfig, limits: &Limits) -> usize {
-    let most = limits.blocks.min(limits.step.blocks);
-    config.model_max_length.min(most * limits.block_tokens)
 }

@@ -121,7 +121,9 @@ impl Engine {
                 let sequence = &mut self.running[index];
                 cache_state(&mut self.cache, &mut self.model, sequence).await?;
             }
-            self.emit(id, Event::Prefill { done: end, cached });
+            if end > self.running[index].reported {
+                self.emit(id, Event::Prefill { done: end, cached });
+            }
         }
         Ok(())
     }
@@ -152,10 +154,15 @@ impl Engine {
                 logits,
             };
             let id = sequence.id;
-            self.emit(id, Event::Scored(scored));
+            let scored = scored.after(sequence.scored);
+            self.running[index].scored = first + rows.choices.len();
+            if let Some(scored) = scored {
+                self.emit(id, Event::Scored(scored));
+            }
         }
         let sequence = &self.running[index];
-        if !sequence.decodes() {
+        // Nothing is drawn from the row of a token whose successor is known, as it was drawn before.
+        if !sequence.decodes() || sequence.position < sequence.tokens.len() {
             return Ok(());
         }
         let last = rows.choices.len() - 1;

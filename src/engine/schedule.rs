@@ -110,7 +110,7 @@ impl Engine {
         let mut planned = Planned::new();
         if let Some(index) = self.next_traced() {
             let sequence = &mut self.running[index];
-            let emitted = sequence.traced();
+            let emitted = sequence.traced() && sequence.position >= sequence.reported;
             planned.trace = Some(PlannedTrace {
                 choice: sequence.request.trace.unwrap_or_default(),
                 timed: emitted && sequence.frames.is_multiple_of(TIMED_OF),

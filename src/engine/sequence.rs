@@ -36,6 +36,10 @@ pub(super) struct Sequence {
     pub(super) stop_token: Option<u32>,
     /// Tokens generated since it was placed.
     pub(super) served_tokens: usize,
+    /// Tokens that were computed before they had to be computed again: their progress and traces were reported.
+    pub(super) reported: usize,
+    /// Tokens of the prompt whose scores were reported.
+    pub(super) scored: usize,
     /// Number of tokens that were traced.
     pub(super) frames: usize,
     /// Tokens that were verified and are handed out one after the other.
@@ -69,6 +73,8 @@ impl Sequence {
             import: None,
             stop_token: None,
             served_tokens: 0,
+            reported: 0,
+            scored: 0,
             frames: 0,
             verified: VerifiedRun::default(),
             prefix: PrefixHandle::default(),
@@ -83,6 +89,14 @@ impl Sequence {
         self.allocation = None;
         self.verified = VerifiedRun::default();
         self.prefix = PrefixHandle::default();
+    }
+
+    /// Ends a segment of its prompt at a position from now on.
+    pub(super) fn cut_at(&mut self, position: usize) {
+        if position > 0 && !self.cuts.contains(&position) {
+            self.cuts.push(position);
+            self.cuts.sort_unstable();
+        }
     }
 
     /// Number of answers that will be forked from it.

@@ -219,6 +219,26 @@ pub enum EngineError {
     /// A stream of caches whose request was cancelled.
     #[error("the request whose caches were sent was cancelled")]
     TransferCancelled,
+    /// Replicas without a device.
+    #[error("there is no device for a replica")]
+    NoReplica,
+    /// Parameters that replicas cannot drop.
+    #[error("parameters cannot be dropped: {reason}")]
+    ParameterDrop {
+        /// Why.
+        reason: String,
+    },
+    /// Caches that were discarded while they were sent, because the memory that they were in is gone.
+    #[error("the caches that were sent are gone with the device that had them")]
+    CachesDiscarded,
+    /// Pools that cannot become as small as that, though nothing runs any more.
+    #[error("{slots} slots and {blocks} blocks are too few for what is still held")]
+    PoolsInUse {
+        /// The slots that were asked for.
+        slots: usize,
+        /// The blocks.
+        blocks: usize,
+    },
     /// The engine's thread is gone.
     #[error("the engine has stopped")]
     Stopped,

@@ -61,6 +61,7 @@ pub(super) async fn load(
         stream,
         head,
         activation_bytes,
+        positions: limits.step.blocks.min(limits.blocks) * limits.block_tokens,
         trace: None,
     })
 }

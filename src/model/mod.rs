@@ -9,6 +9,7 @@ mod load;
 mod observe;
 mod origin;
 mod program;
+mod resize;
 mod source;
 mod trace;
 mod weight_source;
@@ -151,6 +152,8 @@ pub struct Model {
     stream: Stream,
     head: Head,
     activation_bytes: u64,
+    /// Maximum tokens of a sequence in the pools of the size that the model was loaded with.
+    positions: usize,
     /// The outputs of traced steps, planned when the first one is compiled.
     trace: Option<trace::TraceTensors>,
 }
@@ -256,6 +259,13 @@ impl Model {
     #[must_use]
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// Maximum tokens of a sequence: what the model allows, and one sequence can hold in pools of the size that the model was loaded
+    /// with. It stays the same when their size changes, so that no answer depends on that.
+    #[must_use]
+    pub fn context(&self) -> usize {
+        self.config.model_max_length.min(self.positions)
     }
 
     /// Bytes of the planned activations, in f32.

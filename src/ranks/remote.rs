@@ -154,9 +154,11 @@ impl Backend for RemoteRank {
     }
 
     fn memory(&self) -> MemoryUse {
-        let asked = self.call(Request::Memory).and_then(Ticket::wait);
-        // A node that is lost has nothing.
-        answered!(asked, Memory).unwrap_or_default()
+        match self.call(Request::Memory).and_then(Ticket::wait) {
+            Ok(Reply::Memory(memory)) => memory,
+            // A node that is lost has nothing.
+            _ => MemoryUse::default(),
+        }
     }
 
     // A node that comes back makes everything again, so it must also free it again.

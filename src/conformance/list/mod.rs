@@ -20,6 +20,7 @@ mod pools;
 mod quantised;
 mod random;
 mod refusals;
+mod resize;
 mod rows;
 mod sample;
 mod sizes;
@@ -111,7 +112,7 @@ pub const OPERATIONS: [(&str, &str); 30] = [
     ),
     (
         "pools",
-        "reads and writes of states, latents, tensors and weights",
+        "reads and writes of states, latents, tensors and weights; pools of another size, and what is released",
     ),
     (
         "refusals",
@@ -145,6 +146,7 @@ pub fn all() -> Vec<Case> {
         mla_block::cases(),
         blocks::cases(),
         pools::cases(),
+        resize::cases(),
         random::cases(),
         refusals::cases(),
     ];

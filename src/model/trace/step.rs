@@ -382,9 +382,7 @@ impl Model {
         let tensors = match self.trace {
             Some(tensors) => tensors,
             None => {
-                let positions =
-                    self.limits.step.blocks.min(self.limits.blocks) * self.limits.block_tokens;
-                let tensors = plan(&mut *self.backend, &self.layers, positions)?;
+                let tensors = plan(&mut *self.backend, &self.layers, self.positions)?;
                 *self.trace.insert(tensors)
             }
         };
