@@ -31,6 +31,8 @@ mod memory_use;
 mod offload;
 mod operation;
 mod parallelism;
+#[cfg(not(target_arch = "wasm32"))]
+mod parts;
 mod place;
 mod pool;
 mod program;
@@ -38,6 +40,8 @@ mod random;
 mod record;
 #[cfg(not(target_arch = "wasm32"))]
 mod relocate;
+#[cfg(not(target_arch = "wasm32"))]
+mod replica;
 #[cfg(not(target_arch = "wasm32"))]
 mod shared;
 mod tensor;
@@ -68,6 +72,8 @@ pub use pool::{Block, LatentLayout, LatentPool, Slot, StateLayout, StatePool};
 pub use program::Program;
 pub use random::{Random, RandomWeight};
 pub use record::{LatentRecord, Orientation, StateRecord};
+#[cfg(not(target_arch = "wasm32"))]
+pub use replica::Replicas;
 #[cfg(not(target_arch = "wasm32"))]
 pub use shared::Traffic;
 pub use tensor::{Element, Rows, Tensor, TensorValues};

@@ -73,6 +73,14 @@ impl Random {
         Self { seed, ..self }
     }
 
+    /// Numbers whose part `n` is part `first + n` of these.
+    #[must_use]
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(crate) fn parts_from(self, first: usize) -> Self {
+        let seed = self.seed.wrapping_add(first as u32);
+        Self { seed, ..self }
+    }
+
     /// The greatest distance from the mean.
     #[must_use]
     pub fn scale(&self) -> f32 {

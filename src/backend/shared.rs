@@ -1,22 +1,53 @@
 //! Backends that another backend drives, and what passes between them through the host's memory.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Backend, Batch, Result, Rows, StepOutput, Tensor, TensorValues, Ticket};
+use crate::error::BackendError;
 
 /// A backend that another one drives; it is shared with the steps.
 #[derive(Clone)]
-pub(super) struct SharedBackend(Arc<Mutex<Box<dyn Backend>>>);
+pub(super) struct SharedBackend {
+    backend: Arc<Mutex<Box<dyn Backend>>>,
+    /// Whether it said that its device was lost.
+    lost: Arc<AtomicBool>,
+}
 
 impl SharedBackend {
     pub(super) fn new(backend: Box<dyn Backend>) -> Self {
-        Self(Arc::new(Mutex::new(backend)))
+        Self {
+            backend: Arc::new(Mutex::new(backend)),
+            lost: Arc::default(),
+        }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Box<dyn Backend>> {
         // A panic while the lock was held is a bug in an operation, whose output is undefined anyway.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.backend.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Passes on the result of a call, and notes if it says that the device was lost.
+    pub(super) fn noted<T>(&self, result: Result<T>) -> Result<T> {
+        if matches!(result, Err(BackendError::Lost { .. })) {
+            self.lose();
+        }
+        result
+    }
+
+    /// Notes that the device was lost.
+    pub(super) fn lose(&self) {
+        self.lost.store(true, Ordering::Release);
+    }
+
+    /// Notes that the device is there again.
+    pub(super) fn found(&self) {
+        self.lost.store(false, Ordering::Release);
+    }
+
+    /// Whether the device was lost, as far as it is known.
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
     }
 }
 
@@ -43,7 +74,8 @@ impl On {
 
     /// Overwrites its first rows.
     pub(super) fn write(&self, values: &TensorValues) -> Result<()> {
-        self.backend.lock().write_tensor(self.tensor, values)
+        let written = self.backend.lock().write_tensor(self.tensor, values);
+        self.backend.noted(written)
     }
 }
 

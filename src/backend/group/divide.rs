@@ -114,7 +114,11 @@ fn columns(source: &WeightSource, shard: Shard) -> Result<std::ops::Range<usize>
 }
 
 /// A rank's part of a weight of random numbers. Parts that differ between ranks have other numbers.
-pub(super) fn random(whole: &RandomWeight, degrees: &Parallelism, rank: usize) -> RandomWeight {
+pub(in crate::backend) fn random(
+    whole: &RandomWeight,
+    degrees: &Parallelism,
+    rank: usize,
+) -> RandomWeight {
     let Place { cut, experts, .. } = whole.place;
     let (tensor, expert) = (degrees.tensor_shard(rank), degrees.expert_shard(rank));
     let mut part = whole.clone();

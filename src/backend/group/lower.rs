@@ -1,4 +1,4 @@
-//! A program as the ranks of a group run it: programs for each rank, and exchanges between ranks where these end.
+//! A program as the ranks of a group run it: its operations, each with its ranks, and exchanges between these.
 //!
 //! A block's result is a sum over ranks if tensor parallelism divides its last matrix, so an exchange follows it. With expert
 //! parallelism the ranks exchange each expert's row, and every rank adds them in the router's order, like a single device. Where
@@ -6,96 +6,22 @@
 //! experts are then a sum as well, of one rank's row and the others' zeros.
 
 use super::tables::{RankTables, Tables};
-use crate::backend::{
-    AllGather, AllReduce, ExpertsCombine, MoeBlock, Op, Parallelism, Program, Result, Tensor,
+use crate::backend::parts::cut::{
+    Exchange, ExpertExchange, Item, Part, Parts, Placed, Sent, cut, divided_experts,
 };
+use crate::backend::{AllReduce, MoeBlock, Op, Parallelism, Program, Result, Tensor};
 use crate::error::BackendError;
 
-/// A part of a step.
-pub(super) enum Part {
-    /// The programs of the ranks of a stage.
-    Run {
-        stage: usize,
-        programs: Vec<Program>,
-    },
-    /// An exchange between the ranks of a stage.
-    Exchange { stage: usize, exchange: Exchange },
-    /// Tensors that the ranks of the next stage read.
-    Send {
-        from: usize,
-        to: usize,
-        tensors: Vec<Tensor>,
-    },
-}
-
-/// An exchange between the ranks of a stage; the tensors are the group's.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Exchange {
-    /// The sum over ranks, in rank order, for every rank.
-    Sum(AllReduce),
-    /// The ranks' columns, in rank order, for every rank.
-    Gather(AllGather),
-    /// Each chosen expert's row from the rank that has the expert, for every rank.
-    Experts(ExpertExchange),
-}
-
-/// The tensors of such an exchange.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct ExpertExchange {
-    /// `[T, top_k]`: the chosen experts.
-    pub(super) experts: Tensor,
-    /// `[T, top_k * d]`: their results.
-    pub(super) rows: Tensor,
-    /// The number of experts of all ranks.
-    pub(super) count: usize,
-}
-
-impl Exchange {
-    /// Its name in timings.
-    pub(super) fn name(&self) -> &'static str {
-        match self {
-            Self::Sum(_) => "all_reduce",
-            Self::Gather(_) => "all_gather",
-            Self::Experts(_) => "expert_exchange",
-        }
-    }
-}
-
-/// An operation of the list that is cut into parts.
-enum Item {
-    Op(Box<Op>),
-    Exchange(Exchange),
-}
-
-impl Item {
-    fn of(op: impl Into<Op>) -> Self {
-        Self::Op(Box::new(op.into()))
-    }
-
-    /// Makes an exchange an operation of the ranks' programs.
-    fn put_on_devices(&mut self) {
-        let Self::Exchange(exchange) = *self else {
-            return;
-        };
-        *self = match exchange {
-            Exchange::Sum(op) => Self::of(op),
-            Exchange::Gather(op) => Self::of(op),
-            Exchange::Experts(ExpertExchange { rows, .. }) => Self::of(AllReduce { target: rows }),
-        };
-    }
-
-    /// Tensors that it reads and writes.
-    fn operands(&self) -> (Vec<Tensor>, Vec<Tensor>) {
-        match self {
-            Self::Op(op) => {
-                let operands = op.operands();
-                (operands.reads, operands.writes)
-            }
-            Self::Exchange(Exchange::Sum(op)) => (vec![op.target], vec![op.target]),
-            Self::Exchange(Exchange::Gather(op)) => (vec![op.input], vec![op.output]),
-            Self::Exchange(Exchange::Experts(op)) => (vec![op.rows, op.experts], vec![op.rows]),
-        }
-    }
+/// Makes an exchange an operation of the ranks' programs.
+fn put_on_devices(item: &mut Item) {
+    let Item::Exchange(exchange) = *item else {
+        return;
+    };
+    *item = match exchange {
+        Exchange::Sum(op) => Item::of(op),
+        Exchange::Gather(op) => Item::of(op),
+        Exchange::Experts(ExpertExchange { rows, .. }) => Item::of(AllReduce { target: rows }),
+    };
 }
 
 /// Cuts a program into parts. `rows` is the tensor that takes the experts' rows, `[T, top_k * d]`, with expert parallelism; with
@@ -112,72 +38,57 @@ pub(super) fn lower(
 ) -> Result<Vec<Part>> {
     let mut items = items(program, degrees, tables, rows)?;
     if on_devices {
-        items.iter_mut().for_each(Item::put_on_devices);
+        items.iter_mut().for_each(put_on_devices);
     }
+    // A program of single layers goes on from the program of the layer before.
+    let goes_on = opens_later_stage(&items, tables)?;
     let stages = stages_of(&items, tables)?;
-    let mut parts = Vec::new();
-    let mut first = 0;
-    while first < items.len() {
-        let stage = stages[first];
-        let before = match first.checked_sub(1) {
-            Some(before) => Some(stages[before]),
-            // A program of single layers goes on from the program of the layer before.
-            None if opens_later_stage(&items, tables)? => Some(stage - 1),
-            None => None,
-        };
-        if let Some(from) = before.filter(|before| *before != stage) {
-            let tensors = live(&items[first..]);
-            parts.push(Part::Send {
-                from,
-                to: stage,
-                tensors,
-            });
-        }
-        if let Item::Exchange(exchange) = &items[first] {
-            let exchange = *exchange;
-            parts.push(Part::Exchange { stage, exchange });
-            first += 1;
-            continue;
-        }
-        let len = (first..items.len())
-            .take_while(|i| stages[*i] == stage && matches!(items[*i], Item::Op(_)))
-            .count();
-        let ops = first..first + len;
-        let programs = programs(&items[ops], stage, degrees, tables)?;
-        parts.push(Part::Run { stage, programs });
-        first += len;
+    let width = degrees.width();
+    let ranks = |stage: usize| -> Vec<usize> { (stage * width..(stage + 1) * width).collect() };
+    let placed = items.into_iter().zip(&stages).map(|(item, stage)| Placed {
+        item,
+        ranks: ranks(*stage),
+        to: ranks(*stage),
+    });
+    let Parts {
+        mut parts, before, ..
+    } = cut(placed.collect());
+    let first = stages.first().copied().filter(|_| goes_on).unwrap_or(0);
+    if let Some(previous) = first.checked_sub(1) {
+        let of_stage = before.into_iter().filter(|(_, on)| *on == ranks(first));
+        let sent = of_stage.map(|(tensor, to)| Sent {
+            tensor,
+            holders: ranks(previous),
+            to,
+        });
+        parts.insert(0, Part::Send(sent.collect()));
     }
     Ok(parts)
 }
 
-/// The program of each rank of a stage.
-fn programs(
-    items: &[Item],
-    stage: usize,
+/// Operations on the handles of a rank, counted through all stages.
+pub(super) fn program_of(
+    ops: &[Op],
+    index: usize,
     degrees: &Parallelism,
     tables: &Tables,
-) -> Result<Vec<Program>> {
-    let program = |rank: usize| {
-        let to = RankTables {
-            tables,
-            stage,
-            rank,
-            width: degrees.width(),
-        };
-        let ops = items.iter().filter_map(|item| match item {
-            Item::Op(op) => Some(op),
-            Item::Exchange(_) => None,
-        });
-        let ops = ops.map(|op| {
-            let mut op = op.relocated(&to)?;
-            if let Op::ExpertRows(op) = &mut op {
-                op.first_expert += degrees.expert_shard(rank).rank * op.gate.stack;
-            }
-            Ok(op)
-        });
-        ops.collect::<Result<Program>>()
+) -> Result<Program> {
+    let width = degrees.width();
+    let rank = index % width;
+    let to = RankTables {
+        tables,
+        stage: index / width,
+        rank,
+        width,
     };
-    (0..degrees.width()).map(program).collect()
+    let ops = ops.iter().map(|op| {
+        let mut op = op.relocated(&to)?;
+        if let Op::ExpertRows(op) = &mut op {
+            op.first_expert += degrees.expert_shard(rank).rank * op.gate.stack;
+        }
+        Ok(op)
+    });
+    ops.collect()
 }
 
 /// The operations, with an exchange after each whose result is divided.
@@ -240,25 +151,8 @@ fn items(
 
 /// Router, routed and shared experts, with the routed experts' rows exchanged.
 fn expert_parallel(block: &MoeBlock, rows: Tensor, divided: bool) -> Vec<Item> {
-    let experts = block.experts();
-    let expert_rows = experts.rows(rows);
-    let exchange = ExpertExchange {
-        experts: experts.experts,
-        rows,
-        count: experts.gate.stack,
-    };
-    let combine = ExpertsCombine {
-        experts: experts.experts,
-        weights: experts.weights,
-        rows,
-        output: experts.output,
-    };
-    let mut items = vec![
-        Item::of(block.route),
-        Item::of(expert_rows),
-        Item::Exchange(Exchange::Experts(exchange)),
-        Item::of(combine),
-    ];
+    let mut items = vec![Item::of(block.route)];
+    items.extend(divided_experts(&block.experts(), rows));
     // The shared experts, and their sum with the routed ones.
     for op in block.ops().into_iter().skip(2) {
         let shared = match &op {
@@ -303,21 +197,6 @@ fn weights(op: &Op) -> Vec<crate::backend::Weight> {
         Some(parts) => parts.iter().flat_map(weights).take(1).collect(),
         None => op.operands().weights.into_iter().take(1).collect(),
     }
-}
-
-/// Tensors that operations read before any of them writes them.
-fn live(items: &[Item]) -> Vec<Tensor> {
-    let (mut live, mut written) = (Vec::new(), Vec::new());
-    for item in items {
-        let (reads, writes) = item.operands();
-        for tensor in reads {
-            if !written.contains(&tensor) && !live.contains(&tensor) {
-                live.push(tensor);
-            }
-        }
-        written.extend(writes);
-    }
-    live
 }
 
 fn unsupported(what: &str) -> BackendError {

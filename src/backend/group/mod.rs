@@ -6,16 +6,16 @@
 //! same bits of what is not divided. States and latents are read and written whole, so that caches do not depend on the degrees.
 
 pub(crate) mod divide;
-mod exchange;
 mod lower;
-mod step;
 mod tables;
 
 use std::sync::Arc;
 
-use self::lower::{Exchange, Part, lower};
-use self::step::GroupStep;
+use self::lower::{lower, program_of};
 use self::tables::{GroupPool, GroupTensor, GroupWeight, Tables};
+use super::parts::compile::{Ranks, compile};
+use super::parts::step::{self, PartsStep};
+use super::parts::{check_alike, exchange};
 use super::shared::{On, SharedBackend, Traffic};
 use super::{
     Backend, Block, Capacity, Cut, Device, Element, LatentLayout, LatentPool, LatentRecord, Leave,
@@ -152,100 +152,45 @@ impl Group {
         self.expert_rows.push(tensor);
         Ok(tensor)
     }
+}
 
-    /// A tensor on a rank of a stage.
-    fn on(&self, stage: usize, rank: usize, tensor: Tensor) -> Result<On> {
-        let index = stage * self.degrees.width() + rank;
-        let tensor = self.tables.tensors.get(NAME, tensor)?.ranks[index];
-        let backend = self.ranks[index].clone();
+impl Ranks for Group {
+    fn backend(&self, rank: usize) -> SharedBackend {
+        self.ranks[rank].clone()
+    }
+
+    fn program(&mut self, ops: &[Op], rank: usize) -> Result<Program> {
+        program_of(ops, rank, &self.degrees, &self.tables)
+    }
+
+    fn on(&mut self, rank: usize, tensor: Tensor) -> Result<On> {
+        let tensor = self.tables.tensors.get(NAME, tensor)?.ranks[rank];
+        let backend = self.ranks[rank].clone();
         Ok(On { backend, tensor })
     }
 
-    /// A tensor on all ranks of a stage.
-    fn on_all(&self, stage: usize, tensor: Tensor) -> Result<Vec<On>> {
-        let ranks = 0..self.degrees.width();
-        ranks.map(|rank| self.on(stage, rank, tensor)).collect()
+    fn is_split(&self, tensor: Tensor) -> Result<bool> {
+        self.tables.is_split(tensor)
     }
 
-    /// Compiles a part, and adds the names of its operations.
-    fn compile_part(
-        &mut self,
-        part: Part,
-        capacity: Capacity,
-        names: &mut Vec<&'static str>,
-    ) -> Result<step::Part> {
-        match part {
-            Part::Run { stage, programs } => {
-                let mut steps = Vec::with_capacity(programs.len());
-                let mut draws = false;
-                for ((_, rank), program) in self.stage(stage).zip(&programs) {
-                    draws |= program.ops.iter().any(|op| matches!(op, Op::Sample(_)));
-                    steps.push(rank.lock().compile(program, capacity)?);
-                }
-                let first = steps.first().map(|step| step.operations());
-                names.extend(first.unwrap_or_default());
-                let width = self.degrees.width();
-                let leaves = self.leaves.iter().flatten().skip(stage * width);
-                Ok(step::Part::Run {
-                    steps,
-                    leaves: leaves.take(width).cloned().collect(),
-                    draws,
-                })
-            }
-            Part::Exchange { stage, exchange } => {
-                names.push(exchange.name());
-                let (from, to, experts) = match exchange {
-                    Exchange::Sum(op) => (op.target, op.target, None),
-                    Exchange::Gather(op) => (op.input, op.output, None),
-                    Exchange::Experts(op) => (op.rows, op.rows, Some(op.experts)),
-                };
-                let experts = experts.map(|tensor| self.on(stage, 0, tensor));
-                Ok(step::Part::Exchange {
-                    exchange,
-                    from: self.on_all(stage, from)?,
-                    to: self.on_all(stage, to)?,
-                    experts: experts.transpose()?,
-                })
-            }
-            Part::Send { from, to, tensors } => {
-                names.push("send");
-                let mut sent = Vec::new();
-                for tensor in tensors {
-                    if !self.tables.is_split(tensor)? {
-                        sent.push((self.on(from, 0, tensor)?, self.on_all(to, tensor)?));
-                        continue;
-                    }
-                    for rank in 0..self.degrees.width() {
-                        let to = vec![self.on(to, rank, tensor)?];
-                        sent.push((self.on(from, rank, tensor)?, to));
-                    }
-                }
-                Ok(step::Part::Send(sent))
-            }
-        }
+    fn leaves(&self, ranks: &[usize]) -> Vec<Leave> {
+        let leaves = self.leaves.iter().flatten().enumerate();
+        let leaves = leaves.filter(|(rank, _)| ranks.contains(rank));
+        leaves.map(|(_, leave)| leave.clone()).collect()
     }
 }
 
 /// The devices of all ranks as one.
 fn join_devices(devices: &[&Device], ranks: usize) -> Result<Device> {
-    let wrong = |what, expected: String, found: String| BackendError::Shape {
-        operation: NAME,
-        what,
-        expected,
-        found,
-    };
-    let first = match devices {
-        [first, ..] if devices.len() == ranks => *first,
-        _ => {
-            let found = devices.len().to_string();
-            return Err(wrong("their number", ranks.to_string(), found));
-        }
-    };
-    let kind = |device: &Device| (device.backend, device.precision, device.cache);
-    if let Some(other) = devices.iter().find(|device| kind(device) != kind(first)) {
-        let (expected, found) = (first.backend.to_owned(), other.backend.to_owned());
-        return Err(wrong("the backend of each", expected, found));
+    if devices.len() != ranks {
+        return Err(BackendError::Shape {
+            operation: NAME,
+            what: "their number",
+            expected: ranks.to_string(),
+            found: devices.len().to_string(),
+        });
     }
+    let first = check_alike(devices)?;
     let mut names: Vec<(&str, usize)> = Vec::new();
     for device in devices {
         match names.iter_mut().find(|(name, _)| *name == device.name) {
@@ -583,18 +528,16 @@ impl Backend for Group {
         let on_devices = self.leaves.is_some();
         let parts = lower(program, &degrees, &self.tables, on_devices, rows)?;
         let mut names = Vec::new();
-        let mut compiled = Vec::with_capacity(parts.len());
-        for part in parts {
-            compiled.push(self.compile_part(part, capacity, &mut names)?);
-        }
+        let compiled = compile(parts, self, capacity, &mut names)?;
         let places = compiled.iter().flat_map(step::Part::places);
         self.traffic.note(places);
-        Ok(Box::new(GroupStep {
+        Ok(Box::new(PartsStep {
             traffic: Arc::clone(&self.traffic),
             capacity,
             demands,
             parts: compiled,
             names,
+            overlaps: false,
             timed: false,
         }))
     }

@@ -1,42 +1,58 @@
-//! A step of a group: the ranks' steps, and between them what passes through the host's memory.
+//! A step of several devices: their steps, and between them what passes through the host's memory.
 
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::cut::Exchange;
 use super::exchange;
-use super::lower::Exchange;
 use crate::backend::check::Demands;
-use crate::backend::shared::{On, Traffic};
+use crate::backend::shared::{On, SharedBackend, Traffic};
 use crate::backend::{Batch, Capacity, Leave, Result, Step, StepOutput, TensorValues, Ticket};
 use crate::error::BackendError;
 
+/// A step of one of the devices.
+pub(in crate::backend) struct StepOn {
+    pub(in crate::backend) backend: SharedBackend,
+    pub(in crate::backend) step: Box<dyn Step>,
+}
+
+impl StepOn {
+    /// Submits a batch, alone on the device.
+    pub(in crate::backend) fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
+        let device = self.backend.lock();
+        let ticket = self.step.submit(batch);
+        drop(device);
+        self.backend.noted(ticket)
+    }
+}
+
 /// A part of a step, compiled.
-pub(super) enum Part {
-    /// The steps of the ranks of a stage.
+pub(in crate::backend) enum Part {
+    /// The steps of some devices, which run the same operations.
     Run {
-        steps: Vec<Box<dyn Step>>,
-        /// What ends the ranks' parts in exchanges among themselves; empty without these.
+        steps: Vec<StepOn>,
+        /// What ends the devices' parts in exchanges among themselves; empty without these.
         leaves: Vec<Leave>,
         /// Whether tokens are drawn in it.
         draws: bool,
     },
-    /// An exchange, with its tensors on each rank of the stage.
+    /// An exchange, with its tensors on each device.
     Exchange {
         exchange: Exchange,
         /// What is read: the target, the parts, the experts' rows.
         from: Vec<On>,
         /// What is written.
         to: Vec<On>,
-        /// The experts' ids, on the first rank.
+        /// The experts' ids, on a device that has them.
         experts: Option<On>,
     },
-    /// Tensors of a stage, each with the places that it is copied to.
+    /// Tensors, each with the places that it is copied to.
     Send(Vec<(On, Vec<On>)>),
 }
 
 impl Part {
     /// Everything that is read or written in an exchange.
-    pub(super) fn places(&self) -> Vec<&On> {
+    pub(in crate::backend) fn places(&self) -> Vec<&On> {
         match self {
             Self::Run { .. } => Vec::new(),
             Self::Exchange {
@@ -51,16 +67,19 @@ impl Part {
     }
 }
 
-pub(super) struct GroupStep {
-    pub(super) traffic: Arc<Traffic>,
-    pub(super) capacity: Capacity,
-    pub(super) demands: Demands,
-    pub(super) parts: Vec<Part>,
-    pub(super) names: Vec<&'static str>,
-    pub(super) timed: bool,
+pub(in crate::backend) struct PartsStep {
+    pub(in crate::backend) traffic: Arc<Traffic>,
+    pub(in crate::backend) capacity: Capacity,
+    pub(in crate::backend) demands: Demands,
+    pub(in crate::backend) parts: Vec<Part>,
+    pub(in crate::backend) names: Vec<&'static str>,
+    /// Whether a device may run a part while another one still runs a part before: a device's own parts follow each other, and
+    /// what one needs of another is read when it is there.
+    pub(in crate::backend) overlaps: bool,
+    pub(in crate::backend) timed: bool,
 }
 
-impl Step for GroupStep {
+impl Step for PartsStep {
     fn operations(&self) -> &[&'static str] {
         &self.names
     }
@@ -68,7 +87,8 @@ impl Step for GroupStep {
     fn time(&mut self, on: bool) -> Result<()> {
         for part in &mut self.parts {
             if let Part::Run { steps, .. } = part {
-                steps.iter_mut().try_for_each(|step| step.time(on))?;
+                let mut steps = steps.iter_mut();
+                steps.try_for_each(|step| step.step.time(on))?;
             }
         }
         self.timed = on;
@@ -77,24 +97,26 @@ impl Step for GroupStep {
 
     fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
         self.demands.check(&self.capacity, batch)?;
-        let undrawn = Batch {
-            draws: Vec::new(),
-            ..batch.clone()
+        let mut run = Run {
+            batch,
+            undrawn: Batch {
+                draws: Vec::new(),
+                ..batch.clone()
+            },
+            overlaps: self.overlaps && !self.timed,
+            running: Vec::new(),
+            output: StepOutput::default(),
         };
-        let mut output = StepOutput::default();
         for part in &mut self.parts {
-            match part {
+            let started = Instant::now();
+            let name = match part {
                 Part::Run {
                     steps,
                     leaves,
                     draws,
                 } => {
-                    let batch = if *draws { batch } else { &undrawn };
-                    if leaves.is_empty() {
-                        run(steps, batch, &mut output)?;
-                    } else {
-                        output.extend(exchange::run(steps, leaves, batch)?);
-                    }
+                    run.steps(steps, leaves, *draws)?;
+                    continue;
                 }
                 Part::Exchange {
                     exchange,
@@ -102,50 +124,82 @@ impl Step for GroupStep {
                     to,
                     experts,
                 } => {
-                    let started = Instant::now();
                     let places = (&from[..], &to[..], experts.as_ref());
                     run_exchange(*exchange, places, batch, &self.traffic)?;
-                    if self.timed {
-                        output.add_time(exchange.name(), started.elapsed().as_secs_f64() * 1e3);
-                    }
+                    exchange.name()
                 }
                 Part::Send(tensors) => {
-                    let started = Instant::now();
                     for (from, to) in tensors {
                         let values = read(from, from.rows(batch), &self.traffic)?;
                         to.iter()
                             .try_for_each(|to| write(to, &values, &self.traffic))?;
                     }
-                    if self.timed {
-                        output.add_time("send", started.elapsed().as_secs_f64() * 1e3);
-                    }
+                    "send"
+                }
+            };
+            if self.timed {
+                let elapsed = started.elapsed().as_secs_f64();
+                run.output.add_time(name, elapsed * 1e3);
+            }
+        }
+        run.wait()?;
+        Ok(Ticket::ready(Ok(run.output)))
+    }
+}
+
+/// One submission.
+struct Run<'a> {
+    batch: &'a Batch,
+    /// The batch without its draws, for parts that draw nothing.
+    undrawn: Batch,
+    overlaps: bool,
+    /// Steps that were submitted and not awaited yet: for each part those of its devices.
+    running: Vec<Vec<(SharedBackend, Ticket<StepOutput>)>>,
+    /// Results so far.
+    output: StepOutput,
+}
+
+impl Run<'_> {
+    /// Submits to all devices of a part.
+    fn steps(&mut self, steps: &mut [StepOn], leaves: &[Leave], draws: bool) -> Result<()> {
+        let batch = if draws { self.batch } else { &self.undrawn };
+        if !leaves.is_empty() {
+            self.output.extend(exchange::run(steps, leaves, batch)?);
+            return Ok(());
+        }
+        // The last ranks first: those of other nodes begin while the CPU of this one computes.
+        let submit = |step: &mut StepOn| Ok((step.backend.clone(), step.submit(batch)?));
+        let tickets = steps.iter_mut().rev().map(submit);
+        let mut tickets = tickets.collect::<Result<Vec<_>>>()?;
+        tickets.reverse();
+        self.running.push(tickets);
+        if self.overlaps { Ok(()) } else { self.wait() }
+    }
+
+    /// Waits for all steps, and keeps the output of each part's first device: the others' is the same.
+    fn wait(&mut self) -> Result<()> {
+        for tickets in std::mem::take(&mut self.running) {
+            for (rank, (backend, ticket)) in tickets.into_iter().enumerate() {
+                let found = backend.noted(ticket.wait())?;
+                if rank == 0 {
+                    self.output.extend(found);
                 }
             }
         }
-        Ok(Ticket::ready(Ok(output)))
+        Ok(())
     }
 }
 
-/// Submits to all ranks of a stage, waits for all, and keeps the first one's output: the others' is the same.
-fn run(steps: &mut [Box<dyn Step>], batch: &Batch, output: &mut StepOutput) -> Result<()> {
-    // The last ranks first: those of other nodes begin while the CPU of this one computes.
-    let tickets = steps.iter_mut().rev().map(|step| step.submit(batch));
-    let tickets = tickets.collect::<Result<Vec<_>>>()?;
-    for (rank, ticket) in tickets.into_iter().rev().enumerate() {
-        let found = ticket.wait()?;
-        if rank == 0 {
-            output.extend(found);
-        }
-    }
-    Ok(())
-}
-
-fn read(place: &On, rows: usize, traffic: &Traffic) -> Result<TensorValues> {
+pub(in crate::backend) fn read(place: &On, rows: usize, traffic: &Traffic) -> Result<TensorValues> {
     traffic.add(rows * place.tensor.width);
-    place.read(rows).wait()
+    place.backend.noted(place.read(rows).wait())
 }
 
-fn write(place: &On, values: &TensorValues, traffic: &Traffic) -> Result<()> {
+pub(in crate::backend) fn write(
+    place: &On,
+    values: &TensorValues,
+    traffic: &Traffic,
+) -> Result<()> {
     traffic.add(match values {
         TensorValues::F32(values) => values.len(),
         TensorValues::Index(values) => values.len(),
@@ -156,13 +210,16 @@ fn write(place: &On, values: &TensorValues, traffic: &Traffic) -> Result<()> {
 /// Reads the same rows of all places.
 fn read_all(places: &[On], rows: usize, traffic: &Traffic) -> Result<Vec<Vec<f32>>> {
     let tickets: Vec<_> = places.iter().map(|place| place.read(rows)).collect();
-    let values = tickets.into_iter().map(|ticket| match ticket.wait()? {
-        TensorValues::F32(values) => {
-            traffic.add(values.len());
-            Ok(values)
-        }
-        TensorValues::Index(_) => Err(indices("the parts of an exchange")),
-    });
+    let tickets = places.iter().zip(tickets);
+    let values = tickets.map(
+        |(place, ticket)| match place.backend.noted(ticket.wait())? {
+            TensorValues::F32(values) => {
+                traffic.add(values.len());
+                Ok(values)
+            }
+            TensorValues::Index(_) => Err(indices("the parts of an exchange")),
+        },
+    );
     values.collect()
 }
 

@@ -4,8 +4,9 @@ use std::sync::mpsc::channel;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+use super::step::StepOn;
 use crate::backend::shared::SharedBackend;
-use crate::backend::{Batch, Collectives, Leave, Result, Step, StepOutput, Ticket};
+use crate::backend::{Batch, Collectives, Leave, Result, StepOutput, Ticket};
 use crate::error::BackendError;
 
 /// Joins the ranks of each stage, `width` of them, if all devices exchange results by themselves; `None` if results pass through
@@ -13,7 +14,10 @@ use crate::error::BackendError;
 ///
 /// # Errors
 /// A device that cannot reach the others.
-pub(super) fn join(ranks: &[SharedBackend], width: usize) -> Result<Option<Vec<Leave>>> {
+pub(in crate::backend) fn join(
+    ranks: &[SharedBackend],
+    width: usize,
+) -> Result<Option<Vec<Leave>>> {
     // A device that is named twice would wait for itself.
     if width == 1 || ranks.chunks(width).any(has_a_device_twice) {
         return Ok(None);
@@ -91,15 +95,11 @@ impl Drop for Ending<'_> {
 ///
 /// # Errors
 /// [`BackendError::Lost`] with the first error: the devices exchange nothing any more.
-pub(super) fn run(
-    steps: &mut [Box<dyn Step>],
-    leaves: &[Leave],
-    batch: &Batch,
-) -> Result<StepOutput> {
+pub(super) fn run(steps: &mut [StepOn], leaves: &[Leave], batch: &Batch) -> Result<StepOutput> {
     let failed = Mutex::new(None);
-    let run = |rank: usize, step: &mut Box<dyn Step>| {
+    let run = |rank: usize, step: &mut StepOn| {
         let ending = Ending(leaves);
-        match step.submit(batch).and_then(Ticket::wait) {
+        match step.step.submit(batch).and_then(Ticket::wait) {
             Ok(output) => {
                 std::mem::forget(ending);
                 Some(output)
