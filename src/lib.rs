@@ -6,6 +6,7 @@
 //! Start with [`Llm`]: a loaded model that generates text. The modules below it are:
 //!
 //! - [`engine`]: requests and events, continuous batching, prefix reuse, sampling.
+//! - [`data_parallel`]: several engines behind one client, which drop duplicated parameters under a burst.
 //! - [`model`]: weights, and the forward pass as a program of operations.
 //! - [`backend`]: the trait that a device implements, and the CPU, WGSL and CUDA backends.
 //! - [`cache`]: the cache of sequences: slots, blocks, the prefix tree, snapshots.
@@ -13,7 +14,7 @@
 //! - [`quantize`]: a model as a smaller GGUF.
 //! - [`conformance`]: the list of cases that every backend is tested against.
 //!
-//! Features: `cli` (the program), `server`, `wgpu` and `cuda`, all on by default; without any there is the CPU backend alone.
+//! Features: `cli` (the program), `data-parallel` (replicas), `server`, `wgpu` and `cuda`, all on by default; without any there is the CPU backend alone.
 //! `docs/architecture.md` in the repository shows the modules, and how a request flows through them.
 
 pub mod backend;
@@ -25,6 +26,8 @@ pub mod config;
 pub mod conformance;
 #[cfg(feature = "transfer")]
 pub mod connector;
+#[cfg(all(feature = "data-parallel", not(target_arch = "wasm32")))]
+pub mod data_parallel;
 pub mod demo;
 pub mod engine;
 pub mod error;

@@ -43,7 +43,7 @@ pub use preset::Preset;
 pub use tensor::TensorData;
 
 use self::compressed::Repacked;
-use crate::config::{ModelConfig, Role};
+use crate::config::{LayerBytes, ModelConfig, Role};
 use crate::error::CheckpointError;
 
 /// Tensors of at most so many bytes are copied out of files with others that are repacked: the pages around a small tensor, which
@@ -309,6 +309,11 @@ impl Checkpoint {
     /// Size in bytes of the routed experts of each layer with experts, in their order, counted as in [`Checkpoint::total_bytes`].
     pub fn expert_bytes(&self, config: &ModelConfig) -> Vec<u64> {
         config.expert_bytes_of(self.entries.iter().map(Entry::bytes))
+    }
+
+    /// Size in bytes of the weights of each layer, counted as in [`Checkpoint::total_bytes`].
+    pub fn layer_bytes(&self, config: &ModelConfig) -> Vec<LayerBytes> {
+        config.layer_bytes_of(self.entries.iter().map(Entry::bytes))
     }
 
     /// The formats of all tensors, each once, in alphabetical order.

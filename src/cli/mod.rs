@@ -6,6 +6,7 @@
 mod bench;
 mod chat;
 mod conformance;
+mod data_parallel;
 mod devices;
 mod eval;
 mod generate;

@@ -17,10 +17,11 @@ use clap::Args;
 use kimi_linear::backend::{Backend, Device, host_memory};
 use kimi_linear::config::ModelConfig;
 use kimi_linear::connector::{Connector, KvTransfer};
+use kimi_linear::data_parallel::DataParallelOptions;
 use kimi_linear::engine::{EngineHandle, EngineOptions, MemoryPlanner};
 use kimi_linear::error::TokenizerError;
 use kimi_linear::llm::{CONTEXT, LlmFiles, LlmOptions};
-use kimi_linear::server::{Opener, Server, ServerOptions};
+use kimi_linear::server::{Opener, ServedModel, Server, ServerOptions};
 
 pub(super) use self::config_file::with_config;
 pub(super) use self::flags::LogFormat;
@@ -28,6 +29,7 @@ use self::flags::{Caching, Engines, Http, Logs, SchedulingPolicy};
 use self::kv_transfer::KvFlags;
 use self::sampling::Sampling;
 use self::vllm::Vllm;
+use super::data_parallel;
 use super::offload::Placed;
 use super::options::{DeviceOptions, ModelOptions, WeightOptions, load};
 use super::parallel;
@@ -103,7 +105,8 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<()> {
     }
     // Errors in the model's files are reported before the port is opened.
     let config = arguments.model.config()?;
-    arguments.engine.check(&config)?;
+    let transfers = arguments.transfers.config()?;
+    arguments.engine.check(&config, transfers.is_some())?;
     if arguments.engine.nodes.is_headless() {
         let files = arguments.model.llm(None, arguments.weights)?;
         let (device, degrees) = (&arguments.device, arguments.engine.parallel.degrees());
@@ -111,7 +114,6 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<()> {
         let nodes = &arguments.engine.nodes;
         return nodes.serve(device, &files.config, &checkpoint, degrees);
     }
-    let transfers = arguments.transfers.config()?;
     // Each client is an open file.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
     // Threads without a name inherit that of the thread that starts them: those of the pool would have the engine's.
@@ -242,6 +244,9 @@ fn open(arguments: &Arguments, transfers: Option<KvTransfer>, opener: &Opener) -
         },
     };
     let files = arguments.model.llm(template, arguments.weights)?;
+    if arguments.engine.replicas.count() > 1 {
+        return open_replicas(arguments, files, opener);
+    }
     let parallel = arguments.engine.parallel;
     let nodes = &arguments.engine.nodes;
     let device = parallel.open(&arguments.device, nodes, &files.config, || {
@@ -269,13 +274,7 @@ fn open(arguments: &Arguments, transfers: Option<KvTransfer>, opener: &Opener) -
     let options = LlmOptions {
         sizes,
         cache: arguments.engine.cache.named(),
-        engine: EngineOptions {
-            host_bytes: arguments.caching.host_bytes(left),
-            queue: arguments.engine.max_queue,
-            async_scheduling: !arguments.engine.no_async_scheduling,
-            prompt_lookup: arguments.engine.speculative.lookup(),
-            ..EngineOptions::default()
-        },
+        engine: engine_options(arguments, arguments.caching.host_bytes(left)),
     };
     let llm = load(files, backend, &options)?;
     tracing::info!(
@@ -288,6 +287,58 @@ fn open(arguments: &Arguments, transfers: Option<KvTransfer>, opener: &Opener) -
     );
     let connector = transfers.map(|transfers| start(llm.engine(), transfers));
     opener.open(llm.into(), connector.transpose()?)?;
+    Ok(())
+}
+
+/// The options of an engine with this much host memory for caches.
+fn engine_options(arguments: &Arguments, host_bytes: u64) -> EngineOptions {
+    EngineOptions {
+        host_bytes,
+        queue: arguments.engine.max_queue,
+        async_scheduling: !arguments.engine.no_async_scheduling,
+        prompt_lookup: arguments.engine.speculative.lookup(),
+        ..EngineOptions::default()
+    }
+}
+
+/// Loads the replicas of a model and gives them to the server.
+fn open_replicas(arguments: &Arguments, files: LlmFiles, opener: &Opener) -> Result<()> {
+    let (engine, replicas) = (&arguments.engine, arguments.engine.replicas);
+    let mut devices = replicas.open(&arguments.device)?;
+    let memory = replicas.budget(engine.offload, &mut devices);
+    let first = devices.first().context("there is no device")?;
+    let planner = MemoryPlanner {
+        memory,
+        ..planner(arguments, &files.config, first.device())?
+    };
+    // Each replica moves caches to a part of the host's memory. On a CPU that is what models and caches leave.
+    let host = host_memory().map(|memory| engine.offload.part(memory));
+    let left = match first.device().backend {
+        "cpu" => None,
+        _ => host.map(|memory| memory / replicas.count() as u64),
+    };
+    let options = DataParallelOptions {
+        planner,
+        engine: engine_options(arguments, arguments.caching.host_bytes(left)),
+        drop: replicas.form(),
+        automatic: true,
+    };
+    let loaded = data_parallel::load(files, devices, &options)?;
+    tracing::info!(
+        backend = loaded.device.backend,
+        replicas = loaded.client.replicas(),
+        context = loaded.sizes.context,
+        sequences = loaded.sizes.sequences,
+        blocks = loaded.sizes.blocks,
+        "ready"
+    );
+    let model = ServedModel {
+        files: loaded.files,
+        engine: Arc::new(loaded.client),
+        device: Some(loaded.device),
+        context: loaded.sizes.context,
+    };
+    opener.open(model, None)?;
     Ok(())
 }
 

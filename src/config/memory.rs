@@ -50,6 +50,22 @@ impl Memory {
     }
 }
 
+/// Bytes of one layer's weights.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct LayerBytes {
+    /// All but the routed experts. The first layer has the embedding too, the last one the final norm and the head.
+    pub rest: u64,
+    /// The routed experts.
+    pub experts: u64,
+}
+
+impl LayerBytes {
+    /// The sum.
+    pub fn total(&self) -> u64 {
+        self.rest + self.experts
+    }
+}
+
 /// The product, or the largest number where it does not fit.
 fn product(factors: &[usize]) -> u64 {
     factors.iter().fold(1, |n, f| n.saturating_mul(*f as u64))
@@ -122,6 +138,34 @@ impl ModelConfig {
             }
         }
         layers.into_values().collect()
+    }
+
+    /// Bytes of the weights of each layer, when the model's dtype is `model`.
+    pub fn layer_bytes(&self, model: Dtype) -> Vec<LayerBytes> {
+        let specs = self.tensors();
+        self.layer_bytes_of(specs.iter().map(|spec| spec.bytes(model)))
+    }
+
+    /// The same, when all tensors take these bytes, in the order of [`ModelConfig::tensors`].
+    pub(crate) fn layer_bytes_of(&self, bytes: impl Iterator<Item = u64>) -> Vec<LayerBytes> {
+        let mut layers = vec![LayerBytes::default(); self.layers.len()];
+        let last = layers.len() - 1;
+        for (spec, bytes) in self.tensors().iter().zip(bytes) {
+            let layer = match (spec.layer, spec.part) {
+                (Some(layer), _) => layer,
+                (None, Part::Embedding) => 0,
+                (None, _) => last,
+            };
+            match spec.part {
+                Part::Experts => layers[layer].experts += bytes,
+                _ => layers[layer].rest += bytes,
+            }
+            // A tied head is a second use of the embedding.
+            if self.tie_word_embeddings && spec.part == Part::Embedding {
+                layers[last].rest += bytes;
+            }
+        }
+        layers
     }
 
     /// Bytes of one sequence's recurrent matrices, [heads, K, V] in f32 for every KDA layer.

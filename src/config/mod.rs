@@ -23,7 +23,7 @@ use half::{bf16, f16, slice::HalfFloatSliceExt};
 #[cfg(feature = "server")]
 pub(crate) use fields::kind;
 pub use gguf::GgufLayout;
-pub use memory::{Memory, MemoryRequest};
+pub use memory::{LayerBytes, Memory, MemoryRequest};
 pub use names::Role;
 pub use quantization::{Quantization, QuantizedAs};
 pub use tensors::{Part, Storage, TensorSpec};

@@ -4,6 +4,8 @@ use super::event::Sink;
 use super::handle::EngineHandle;
 use super::request::{Request, RequestId};
 use super::status::Status;
+#[cfg(feature = "data-parallel")]
+use crate::data_parallel::Parameters;
 use crate::error::EngineError;
 
 /// An engine, or a router to engines in other processes.
@@ -32,6 +34,12 @@ pub trait EngineClient: Send + Sync + 'static {
     /// # Errors
     /// An engine that has stopped.
     fn clear_cache(&self) -> Result<(), EngineError>;
+
+    /// What the parameters of replicas do, where they drop duplicates under a burst.
+    #[cfg(feature = "data-parallel")]
+    fn parameters(&self) -> Option<Parameters> {
+        None
+    }
 }
 
 impl EngineClient for EngineHandle {

@@ -124,8 +124,15 @@ impl MemoryPlanner {
         self.memory.map(|memory| memory.saturating_sub(held))
     }
 
+    /// The sizes with this number of blocks, and the longest context that it holds.
+    pub(crate) fn with_blocks(&self, config: &ModelConfig, blocks: usize) -> EngineSizes {
+        let context = self.context.unwrap_or(config.model_max_length);
+        let context = context.min(config.model_max_length);
+        self.with(self.fitting(context, blocks), Some(blocks))
+    }
+
     /// The sizes with this context and number of blocks.
-    fn with(&self, context: usize, blocks: Option<usize>) -> EngineSizes {
+    pub(crate) fn with(&self, context: usize, blocks: Option<usize>) -> EngineSizes {
         EngineSizes {
             sequences: self.sequences,
             context,

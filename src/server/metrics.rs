@@ -12,7 +12,11 @@ use metrics_exporter_prometheus::{
 };
 
 use super::kv_metrics::KvMetrics;
+#[cfg(feature = "data-parallel")]
+use super::parameter_metrics::ParameterMetrics;
 use crate::connector::Connector;
+#[cfg(feature = "data-parallel")]
+use crate::data_parallel::Parameters;
 use crate::engine::{Event, FinishReason, Status, Usage};
 
 const SECONDS: [f64; 20] = [
@@ -32,6 +36,9 @@ pub(super) struct Metrics {
     handle: PrometheusHandle,
     /// Set once the server takes part in cache transfers.
     transfers: OnceLock<KvMetrics>,
+    /// Set once there are replicas that drop parameters.
+    #[cfg(feature = "data-parallel")]
+    parameters: OnceLock<ParameterMetrics>,
     pools: Pools,
     counts: Counts,
     times: Times,
@@ -126,6 +133,21 @@ impl Maker {
         self.recorder.describe_gauge(name.into(), None, what.into());
         self.recorder
             .register_gauge(&self.key(name, label), &METADATA)
+    }
+
+    /// A gauge of one of several replicas.
+    #[cfg(feature = "data-parallel")]
+    pub(super) fn replica_gauge(
+        &self,
+        name: &'static str,
+        what: &'static str,
+        replica: usize,
+        label: Option<(&'static str, &'static str)>,
+    ) -> Gauge {
+        self.recorder.describe_gauge(name.into(), None, what.into());
+        let number = Label::new("replica", replica.to_string());
+        let key = self.key(name, label).with_extra_labels(vec![number]);
+        self.recorder.register_gauge(&key, &METADATA)
     }
 
     fn histogram(&self, name: &'static str, what: &'static str) -> Histogram {
@@ -291,6 +313,8 @@ impl Metrics {
         Self {
             handle: make.recorder.handle(),
             transfers: OnceLock::new(),
+            #[cfg(feature = "data-parallel")]
+            parameters: OnceLock::new(),
             pools: Pools::new(&make),
             counts: Counts::new(&make),
             times: Times::new(&make),
@@ -307,6 +331,15 @@ impl Metrics {
             .transfers
             .get_or_init(|| KvMetrics::new(&self.make, &names));
         metrics.set(&roles, recomputed);
+    }
+
+    /// Updates the series of replicas' parameters.
+    #[cfg(feature = "data-parallel")]
+    pub(super) fn parameters(&self, now: &Parameters) {
+        let metrics = self
+            .parameters
+            .get_or_init(|| ParameterMetrics::new(&self.make, now.replicas.len()));
+        metrics.set(now);
     }
 
     /// The text for Prometheus; without a status, while loading, the pool metrics are unchanged.

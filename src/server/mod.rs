@@ -31,6 +31,8 @@ mod openapi;
 mod options;
 mod origin;
 mod page;
+#[cfg(feature = "data-parallel")]
+mod parameter_metrics;
 mod parameters;
 mod prompt;
 mod reasoning;

@@ -31,6 +31,14 @@ pub(super) async fn metrics(State(shared): Server) -> Result<Response> {
         shared.metrics.transfers(connector);
     }
     let engine = service.map(|service| Arc::clone(service.engine()));
+    #[cfg(feature = "data-parallel")]
+    if let Some(engine) = engine.clone() {
+        // Devices tell their memory between two steps.
+        let parameters = tokio::task::spawn_blocking(move || engine.parameters()).await;
+        if let Ok(Some(parameters)) = parameters {
+            shared.metrics.parameters(&parameters);
+        }
+    }
     // The engine replies between two steps.
     let status = match engine {
         Some(engine) => tokio::task::spawn_blocking(move || engine.status().ok())

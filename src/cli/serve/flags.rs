@@ -10,6 +10,7 @@ use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::engine::{BLOCK_TOKENS, PREFILL_CHUNK};
 use kimi_linear::server::{Origins, ServerOptions};
 
+use super::super::data_parallel::ReplicaOptions;
 use super::super::nodes::NodeOptions;
 use super::super::offload::OffloadOptions;
 use super::super::options::{CacheOptions, DtypeName, parse_tokens};
@@ -227,14 +228,27 @@ pub(super) struct Engines {
     pub(super) parallel: ParallelOptions,
     #[command(flatten)]
     pub(super) nodes: NodeOptions,
+    #[command(flatten)]
+    pub(super) replicas: ReplicaOptions,
 }
 
 impl Engines {
-    /// Refuses invalid values before anything is loaded.
-    pub(super) fn check(&self, config: &ModelConfig) -> Result<()> {
+    /// Refuses invalid values before anything is loaded. `transfers` says whether caches come from other servers, or go to them.
+    pub(super) fn check(&self, config: &ModelConfig, transfers: bool) -> Result<()> {
         let several = self.nodes.are_several() || self.nodes.is_headless();
         let degrees = self.parallel.degrees();
         self.offload.check(config, degrees, several)?;
+        let divided = [
+            (degrees.tensor > 1, "--tensor-parallel-size"),
+            (degrees.expert > 1, "expert parallelism"),
+            (degrees.pipeline > 1, "--pipeline-parallel-size"),
+            (several, "--nnodes"),
+            (self.offload.layers().is_some(), "--n-cpu-moe"),
+            (transfers, "--kv-transfer"),
+        ];
+        let divided = divided.into_iter().filter(|(given, _)| *given);
+        let divided: Vec<_> = divided.map(|(_, flag)| flag).collect();
+        self.replicas.check(config, &divided)?;
         self.prefill_chunk().map(|_| ())
     }
 
@@ -392,5 +406,38 @@ mod tests {
         }
         let short = engine(&["--max-model-len", "1"]).context(&config);
         assert!(short.unwrap_err().to_string().contains("at least 2"));
+    }
+
+    #[test]
+    fn replicas_go_with_no_other_division() {
+        let config = ModelConfig::published().unwrap();
+        let said = |flags: &[&str], transfers| {
+            let checked = engine(flags).check(&config, transfers).err();
+            checked.map(|error| error.to_string()).unwrap_or_default()
+        };
+        let two = ["--data-parallel-size", "2"];
+        let with = |more: &[&'static str]| [&two[..], more].concat();
+        assert_eq!(said(&with(&["--parameter-drop", "experts"]), false), "");
+        assert_eq!(said(&["--dp", "1", "--tp", "2"], true), "");
+        for (flags, named) in [
+            (with(&["--tp", "2"]), "--tensor-parallel-size"),
+            (with(&["--ep-size", "2"]), "expert parallelism"),
+            (with(&["--pp", "2"]), "--pipeline-parallel-size"),
+            (with(&["--nnodes", "2"]), "--nnodes"),
+            (with(&["--n-cpu-moe", "auto"]), "--n-cpu-moe"),
+        ] {
+            let text = said(&flags, false);
+            assert!(
+                text.contains("does not go with") && text.contains(named),
+                "{text}"
+            );
+        }
+        let text = said(&two, true);
+        assert!(
+            text.ends_with("it does not go with --kv-transfer"),
+            "{text}"
+        );
+        let text = said(&["--parameter-drop", "layers"], false);
+        assert!(text.contains("--data-parallel-size 2 or more"), "{text}");
     }
 }

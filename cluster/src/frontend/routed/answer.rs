@@ -220,18 +220,9 @@ impl Answer {
     }
 
     /// The scores without those that an earlier worker told; `None` if all are.
-    fn unscored(&mut self, mut scored: Scored) -> Option<Scored> {
-        let positions = scored.logprobs.len();
-        let told = self.scored.saturating_sub(scored.first).min(positions);
-        self.scored = self.scored.max(scored.first + positions);
-        if told == positions {
-            return None;
-        }
-        let logits = scored.logits.len() / positions;
-        scored.first += told;
-        scored.logprobs.drain(..told);
-        scored.top.drain(..told.min(scored.top.len()));
-        scored.logits.drain(..told * logits);
-        Some(scored)
+    fn unscored(&mut self, scored: Scored) -> Option<Scored> {
+        let end = scored.first + scored.logprobs.len();
+        let told = std::mem::replace(&mut self.scored, self.scored.max(end));
+        scored.after(told)
     }
 }
