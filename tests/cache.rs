@@ -10,7 +10,8 @@ use std::collections::BTreeSet;
 
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::backend::{
-    Backend, LatentLayout, LatentPool, Slot, StateLayout, StatePool, StateRecord,
+    Backend, Block, LatentLayout, LatentPool, LatentRecord, Slot, StateLayout, StatePool,
+    StateRecord,
 };
 use kimi_linear::cache::{
     BlockHash, Cache, Hit, Pools, PrefixHandle, SavedRows, SavedState, SlotRef,
@@ -95,6 +96,21 @@ impl Device {
         }
     }
 
+    /// Fills all rows of a block with one number.
+    fn fill_block(&mut self, block: Block, value: f32) {
+        let record = LatentRecord::from_f32(2, 1, &[value; 3 * BLOCK]);
+        let latents = self.latents;
+        self.backend
+            .write_latents(&latents, 0, block, &record)
+            .unwrap();
+    }
+
+    /// Gives the pools these sizes.
+    fn resize(&mut self, slots: usize, blocks: usize) {
+        self.states = self.backend.resize_states(&self.states, slots).unwrap();
+        self.latents = self.backend.resize_latents(&self.latents, blocks).unwrap();
+    }
+
     /// Inserts a checkpoint after `tokens` into the cache, its state filled with one number.
     fn checkpoint(&mut self, cache: &mut Cache, tokens: &[u32], value: f32) {
         let slot = block_on(cache.slot(&mut self.pools())).unwrap().unwrap();
@@ -105,6 +121,14 @@ impl Device {
         self.fill(slot.get(), value);
         cache.store(cache.hash(tokens).whole(), &blocks, &slot);
     }
+}
+
+/// A number that these tokens have and others hardly.
+fn sum(tokens: &[u32]) -> f32 {
+    let places = tokens.iter().zip(1..);
+    places
+        .map(|(token, place)| (token * place % 1009) as f32)
+        .sum()
 }
 
 fn lookup(cache: &Cache, tokens: &[u32]) -> Option<Hit> {
@@ -248,6 +272,48 @@ fn what_is_cheap_to_compute_again_goes_first_and_use_renews() {
         device.checkpoint(&mut cache, &first(i, 30), 5.0);
     }
     assert!(find(&cache, &first(0, 40)).is_none());
+}
+
+/// What is held at the end of a pool moves to free places, where its references find it; nothing is moved that need not be.
+#[test]
+fn a_smaller_pool_has_all_that_was_held() {
+    let mut device = Device::new(6, 12);
+    let mut cache = device.cache(0);
+    let slots: Vec<SlotRef> = (0..6).map(|_| cache.free_slot().unwrap()).collect();
+    for (i, slot) in slots.iter().enumerate() {
+        device.fill(slot.get(), i as f32);
+    }
+    let mut held: Vec<(usize, SlotRef)> = slots.into_iter().enumerate().collect();
+    held.retain(|(i, _)| [0, 3, 5].contains(i));
+    let shared = held[2].1.clone();
+    let fits = |cache: &mut Cache, device: &mut Device, slots| {
+        block_on(cache.shrink_slots(&mut device.pools(), slots)).unwrap()
+    };
+    assert!(!fits(&mut cache, &mut device, 2), "three are held");
+    assert_eq!(cache.occupancy().all_slots, 6);
+    assert!(fits(&mut cache, &mut device, 4));
+    device.resize(4, 12);
+    let places: Vec<u32> = held.iter().map(|(_, slot)| slot.get().0).collect();
+    assert_eq!((places[0], places[1]), (0, 3));
+    assert!(places[2] < 4 && shared.get().0 == places[2]);
+    for (i, slot) in &held {
+        let states = device.states;
+        let record = block_on(device.backend.read_state(&states, 1, slot.get())).unwrap();
+        assert!(record.state.iter().all(|value| *value == *i as f32));
+    }
+    // A reference frees the place that it has now, and low places are taken first again.
+    drop((held.pop(), shared));
+    assert_eq!(cache.occupancy().slots, 2);
+    cache.grow(6, 12);
+    device.resize(6, 12);
+    let mut taken: Vec<SlotRef> = Vec::new();
+    while let Some(slot) = cache.free_slot() {
+        taken.push(slot);
+    }
+    let mut places: Vec<u32> = taken.iter().map(|slot| slot.get().0).collect();
+    assert!(places[..2].iter().all(|place| *place < 4), "{places:?}");
+    places.sort_unstable();
+    assert_eq!(places, [1, 2, 4, 5]);
 }
 
 #[test]
@@ -403,6 +469,11 @@ impl Used {
         let mut pools = self.device.pools();
         let placed = block_on(self.cache.place(&mut pools, &mut prefix, blocks));
         if let Some(held) = placed.unwrap() {
+            self.device.fill(held.slot.get(), sum(tokens));
+            for (i, block) in held.blocks.iter().enumerate() {
+                let end = tokens.len().min((i + 1) * BLOCK);
+                self.device.fill_block(block.get(), sum(&tokens[..end]));
+            }
             let hashed = self.cache.hash(tokens);
             self.cache.store(hashed.whole(), &held.blocks, &held.slot);
         }
@@ -456,6 +527,7 @@ impl Used {
                 let mut pools = self.device.pools();
                 drop(block_on(self.cache.blocks(&mut pools, len % 24)).unwrap());
             }
+            13 => self.resize(1 + len % 7, 12 + kind),
             10 if len < 4 => self.cache.clear(),
             11 if len < 10 => self.told = observe(&self.device, &mut self.cache),
             _ => {
@@ -463,6 +535,44 @@ impl Used {
                     .map_while(|_| block_on(self.cache.slot(&mut self.device.pools())).unwrap())
                     .collect();
                 drop(slots);
+            }
+        }
+    }
+
+    /// Gives the pools these sizes, as far as what is held fits.
+    fn resize(&mut self, slots: usize, blocks: usize) {
+        let before = self.cache.occupancy();
+        let fits = block_on(self.cache.shrink_slots(&mut self.device.pools(), slots)).unwrap();
+        let slots = if fits { slots } else { before.all_slots };
+        let fits = block_on(self.cache.shrink_blocks(&mut self.device.pools(), blocks)).unwrap();
+        let blocks = if fits { blocks } else { before.all_blocks };
+        self.device.resize(slots, blocks);
+        self.cache.grow(slots, blocks);
+        let after = self.cache.occupancy();
+        assert_eq!((after.all_slots, after.all_blocks), (slots, blocks));
+        assert!(after.slots <= slots && after.blocks <= blocks);
+    }
+
+    /// The deepest checkpoint of each family holds what was stored with it.
+    fn check_contents(&mut self) {
+        for tokens in (0..12).map(|kind| family(kind, MOST)) {
+            let Some(hit) = self.cache.deepest(self.cache.hash(&tokens).whole()) else {
+                continue;
+            };
+            let mut pools = self.device.pools();
+            let copied = block_on(self.cache.copy_out(&mut pools, &hit));
+            let (rows, state) = copied.unwrap().unwrap();
+            let expected = sum(&tokens[..hit.position]);
+            for layer in &state.layers {
+                assert!(layer.state.iter().all(|value| *value == expected));
+            }
+            for (i, rows) in rows.iter().enumerate() {
+                let end = hit.position.min((i + 1) * BLOCK);
+                let values = rows.layers[0].to_f32();
+                let expected = sum(&tokens[..end]);
+                // The last block may have been whole when it was filled.
+                let own = &values[..(end - i * BLOCK) * 3];
+                assert!(own.iter().all(|value| *value == expected), "{own:?}");
             }
         }
     }
@@ -481,13 +591,17 @@ properties! { observed, 128,
     #[test]
     fn an_observer_knows_the_blocks_before_every_checkpoint(
         host_limit in prop::sample::select(vec![0, 100, 400, 1500, 1 << 20]),
-        ops in prop::collection::vec((0..13_u8, 0..12_usize, 1..=MOST), 1..120),
+        ops in prop::collection::vec((0..14_u8, 0..12_usize, 1..=MOST), 1..120),
     ) {
         let mut used = Used::new(host_limit);
         for (op, kind, len) in ops {
             used.do_op(op, kind, len);
             prop_assert_eq!(used.told.blocks(), used.backed());
+            if op == 13 {
+                used.check_contents();
+            }
         }
+        used.check_contents();
         used.cache.clear();
         prop_assert!(used.told.blocks().is_empty());
     }
