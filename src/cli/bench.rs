@@ -1,5 +1,6 @@
 //! `kimi-linear bench`: speed, beside what this machine's bandwidth and arithmetic allow.
 
+mod burst;
 #[cfg(feature = "server")]
 mod client;
 mod interleaved;
@@ -25,6 +26,7 @@ Examples:
   kimi-linear bench model --model Kimi-Linear         a checkpoint (without --model: the demo model)
   kimi-linear bench kernels --shape tiny --small      single kernels and operations
   kimi-linear bench serve --request-rate 4            load on a running `kimi-linear serve`
+  kimi-linear bench burst --memory-mib 24 --request-rate 8   two replicas in a burst, with and without dropping experts
 
 The floor of a measurement is the time that its arithmetic, or reading its data from memory once, takes at the device's measured rates;
 a kernel whose data is still in a cache can be faster. `-` is a floor that is not known.";
@@ -55,6 +57,8 @@ enum What {
     /// FILE` compares results in a safetensors file (`o` [T, H, V] and `state` [N, H, K, V], F32) with it; `quit` exits. Each answer is one
     /// line of JSON.
     Interleaved(interleaved::Arguments),
+    /// Serve a burst of requests by several replicas in this process, with and without dropping parameters.
+    Burst(burst::Arguments),
     /// Load-test an OpenAI-compatible server: requests are sent on schedule, whether or not earlier ones have finished.
     #[cfg(feature = "server")]
     Serve(serve::Arguments),
@@ -65,6 +69,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Some(What::Kernels(arguments)) => kernels::run(arguments),
         Some(What::Model(arguments)) => throughput::run(arguments),
         Some(What::Interleaved(arguments)) => interleaved::run(arguments),
+        Some(What::Burst(arguments)) => burst::run(arguments),
         #[cfg(feature = "server")]
         Some(What::Serve(arguments)) => serve::run(arguments),
         None => shape::run(&arguments.shape),

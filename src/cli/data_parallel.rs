@@ -30,13 +30,23 @@ pub(crate) struct ReplicaOptions {
 
 /// What is dropped.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum DropName {
+pub(crate) enum DropName {
     /// Nothing.
     None,
     /// Routed experts.
     Experts,
     /// Layers.
     Layers,
+}
+
+impl DropName {
+    pub(crate) fn form(self) -> ParameterDrop {
+        match self {
+            Self::None => ParameterDrop::None,
+            Self::Experts => ParameterDrop::Experts,
+            Self::Layers => ParameterDrop::Layers,
+        }
+    }
 }
 
 impl ReplicaOptions {
@@ -47,11 +57,7 @@ impl ReplicaOptions {
 
     /// What they drop.
     pub(crate) fn form(self) -> ParameterDrop {
-        match self.parameter_drop {
-            DropName::None => ParameterDrop::None,
-            DropName::Experts => ParameterDrop::Experts,
-            DropName::Layers => ParameterDrop::Layers,
-        }
+        self.parameter_drop.form()
     }
 
     /// Refuses what cannot be, before a device is opened. `divided` are the flags, of those that were given, by which a replica would

@@ -4,6 +4,7 @@
 mod divided;
 mod offloaded;
 mod program;
+mod replicated;
 mod stored;
 
 use std::io::Write;
@@ -23,7 +24,9 @@ use tempfile::TempDir;
 use self::divided::Divided;
 use self::offloaded::Offloaded;
 use self::program::Phase;
+use self::replicated::Replicated;
 pub(super) use self::stored::Stored;
+use super::data_parallel::ReplicaOptions;
 use super::offload::OffloadOptions;
 use super::options::{CacheOptions, ModelOptions, config_of, parse_tokens};
 use super::parallel::ParallelOptions;
@@ -61,6 +64,8 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     offload: OffloadOptions,
     #[command(flatten)]
+    replicas: ReplicaOptions,
+    #[command(flatten)]
     cache: CacheOptions,
     /// Print one JSON object instead of text.
     #[arg(long)]
@@ -84,6 +89,9 @@ struct Report {
     /// What each of several devices holds, if the model is to be divided.
     #[serde(skip_serializing_if = "Option::is_none")]
     divided: Option<Divided>,
+    /// Several replicas, if there are to be some.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    replicated: Vec<Replicated>,
     /// The weights that are there.
     #[serde(skip_serializing_if = "Option::is_none")]
     stored: Option<Stored>,
@@ -144,6 +152,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     };
     let degrees = arguments.parallel.degrees();
     arguments.offload.check(&config, degrees, false)?;
+    let divided = [
+        (degrees != Parallelism::SINGLE, "a model that is divided"),
+        (arguments.offload.layers().is_some(), "--n-cpu-moe"),
+    ];
+    let divided = divided.into_iter().filter(|(given, _)| *given);
+    let divided: Vec<_> = divided.map(|(_, what)| what).collect();
+    arguments.replicas.check(&config, &divided)?;
     if let Some(phase) = arguments.program {
         let Arguments {
             tokens,
@@ -168,6 +183,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut report = report(arguments, &config, stored)?;
     if arguments.offload.layers().is_some() {
         offloaded::add(arguments, &config, &mut report)?;
+    }
+    if arguments.replicas.count() > 1 {
+        report.replicated = replicated(arguments, &config, &report);
     }
     if arguments.json {
         super::print_json(&report)
@@ -269,8 +287,29 @@ fn report(arguments: &Arguments, config: &ModelConfig, stored: Option<Stored>) -
         },
         devices,
         divided: divided.transpose()?,
+        replicated: Vec::new(),
         stored,
     })
+}
+
+/// Replicas on devices like each of those that report their memory; on the CPU they share it.
+fn replicated(arguments: &Arguments, config: &ModelConfig, report: &Report) -> Vec<Replicated> {
+    let devices = report.devices.iter().filter_map(|on| {
+        let share = match on.device.backend {
+            "cpu" => arguments.replicas.count() as u64,
+            _ => 1,
+        };
+        let memory = arguments.offload.part(on.device.memory_bytes?) / share;
+        let on = (&on.device, on.cache);
+        Some(Replicated::new(
+            config,
+            arguments.replicas,
+            report,
+            on,
+            memory,
+        ))
+    });
+    devices.collect()
 }
 
 fn layers(config: &ModelConfig) -> Vec<Layer> {
@@ -334,10 +373,10 @@ fn print(report: &Report) -> Result<()> {
     for device in &report.devices {
         print_device(device, &mut out)?;
     }
-    report
-        .divided
-        .iter()
-        .try_for_each(|divided| divided.print(&mut out))
+    let mut divided = report.divided.iter();
+    divided.try_for_each(|divided| divided.print(&mut out))?;
+    let mut replicated = report.replicated.iter();
+    replicated.try_for_each(|replicated| replicated.print(&mut out))
 }
 
 /// What sequences take, in the dtypes of the published figures.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::answering::Answering;
 use super::controller::Control;
@@ -25,6 +25,9 @@ pub struct DataParallel {
     shared: Arc<Shared>,
     control: Option<Control>,
 }
+
+/// How long it is waited for the end of an engine.
+const MOST_TIME: Duration = Duration::from_secs(10);
 
 /// What all requests share.
 pub(super) struct Shared {
@@ -81,9 +84,18 @@ impl DataParallel {
         self.shared.engine(replica)
     }
 
-    /// Ends a replica: it gets no requests any more, and those that it has go on at others.
-    pub fn end(&self, replica: usize) {
-        self.shared.end(replica);
+    /// Ends a replica, as if its device had failed: it gets no requests any more, and those that it has go on at others.
+    ///
+    /// # Errors
+    /// A replica of its group that cannot hold all parameters again yet, and will try again.
+    pub fn end(&self, replica: usize) -> Result<(), Arc<Error>> {
+        match &self.control {
+            Some(control) => control.lose(replica),
+            None => {
+                self.shared.end(replica);
+                Ok(())
+            }
+        }
     }
 
     /// Number of answers that have gone on at another replica so far.
@@ -213,6 +225,7 @@ impl Shared {
         for answering in active {
             answering.leave(replica, &lost);
         }
+        self.engine(replica).stop(MOST_TIME);
     }
 
     /// The replicas that have not ended.

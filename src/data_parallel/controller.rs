@@ -34,6 +34,7 @@ const RETRY: Duration = Duration::from_secs(1);
 enum Order {
     Drop(Sender<Result<(), Arc<Error>>>),
     Restore(Sender<Result<(), Arc<Error>>>),
+    Lose(usize, Sender<Result<(), Arc<Error>>>),
 }
 
 /// A running controller. It ends when this is dropped.
@@ -97,7 +98,15 @@ impl Control {
         self.order(Order::Restore)
     }
 
-    fn order(&self, order: fn(Sender<Result<(), Arc<Error>>>) -> Order) -> Result<(), Arc<Error>> {
+    /// Gives a replica and its device up.
+    pub(super) fn lose(&self, replica: usize) -> Result<(), Arc<Error>> {
+        self.order(|answer| Order::Lose(replica, answer))
+    }
+
+    fn order(
+        &self,
+        order: impl FnOnce(Sender<Result<(), Arc<Error>>>) -> Order,
+    ) -> Result<(), Arc<Error>> {
         let stopped = || Arc::new(Error::from(EngineError::Stopped));
         let (answer, received) = mpsc::channel();
         let sent = self.orders.send(order(answer));
@@ -132,6 +141,10 @@ impl Controller {
             let answer = match order {
                 Some(Order::Drop(answer)) => Some((answer, self.merge_all(&shared))),
                 Some(Order::Restore(answer)) => Some((answer, self.restore_all(&shared))),
+                Some(Order::Lose(replica, answer)) => {
+                    let done = self.groups.lose(&shared, replica);
+                    Some((answer, self.noted(done)))
+                }
                 None => {
                     self.look(&shared);
                     None

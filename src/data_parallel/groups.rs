@@ -293,8 +293,8 @@ impl Groups {
         tracing::error!("replica {replica} is lost: its requests go on at others");
         self.failures += 1;
         self.devices.lose(replica);
+        // Its engine ends, too: what it has on the devices of others is free then.
         shared.end(replica);
-        let _ = shared.engine(replica).ask(Engine::give_up);
         self.set_state(&[replica], ParameterState::Lost);
         let index = self
             .groups

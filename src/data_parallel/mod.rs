@@ -19,6 +19,6 @@ mod told;
 
 pub use client::DataParallel;
 pub use homes::ParameterDrop;
-pub use open::{DataParallelOptions, LoadedReplicas, state_sizes};
+pub use open::{DataParallelOptions, LoadedReplicas, device_weights, state_sizes};
 pub use sizes::{PoolSizes, StateSizes};
 pub use state::{ParameterState, Parameters, ReplicaParameters};

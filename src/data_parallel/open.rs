@@ -5,10 +5,10 @@ use std::ops::ControlFlow;
 use super::client::DataParallel;
 use super::groups::Groups;
 use super::homes::ParameterDrop;
-use super::sizes::{Budget, StateSizes, Wanted};
+use super::sizes::{Budget, Ledger, PoolSizes, StateSizes, Wanted};
 use crate::backend::{Backend, Device, Replicas};
 use crate::checkpoint::Checkpoint;
-use crate::config::{LayerBytes, ModelConfig};
+use crate::config::{Dtype, LayerBytes, ModelConfig};
 use crate::engine::{
     BLOCK_TOKENS, Engine, EngineHandle, EngineOptions, EngineSizes, MemoryPlanner,
 };
@@ -58,6 +58,30 @@ pub fn state_sizes(
     form.check(config, replicas)?;
     let wanted = wanted(config, planner);
     budget(config, weights, planner, form, replicas).sizes(&wanted)
+}
+
+/// Bytes of weights on the device that has most of them, where a group of so many replicas has one copy of what it drops; with 1 all of
+/// them.
+#[must_use]
+pub fn device_weights(
+    config: &ModelConfig,
+    weights: &[LayerBytes],
+    form: ParameterDrop,
+    members: usize,
+) -> u64 {
+    let budget = Budget::new(config, weights.to_vec(), form, members, Dtype::F32);
+    let replicas: Vec<usize> = (0..members).collect();
+    let homes = match members {
+        1 => budget.whole(&replicas),
+        _ => budget.dropped(&replicas),
+    };
+    Ledger::new(
+        &budget,
+        &replicas,
+        &homes,
+        &vec![PoolSizes::default(); members],
+    )
+    .peak()
 }
 
 /// The budget of each device.

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+#[cfg(feature = "data-parallel")]
+use std::time::{Duration, Instant};
 
 use super::core::Engine;
 use super::event::{Event, Sink};
@@ -262,6 +264,16 @@ impl EngineHandle {
             .0
             .commands
             .send(Command::Ask(Box::new(Engine::send_exports)));
+    }
+
+    /// Ends the engine, whatever it does: its requests get no more events. Waits until its memory is free, but no longer than `most`.
+    #[cfg(feature = "data-parallel")]
+    pub(crate) fn stop(&self, most: Duration) {
+        let _ = self.0.commands.send(Command::Stop);
+        let start = Instant::now();
+        while self.is_running() && start.elapsed() < most {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Whether the engine's thread is running.
