@@ -54,7 +54,8 @@ fn compile_part(
             for rank in &run {
                 let program = ranks.program(&ops, *rank)?;
                 let backend = ranks.backend(*rank);
-                let step = backend.lock().compile(&program, capacity)?;
+                let step = backend.lock().compile(&program, capacity);
+                let step = backend.noted(step)?;
                 steps.push(StepOn { backend, step });
             }
             let first = steps.first().map(|first| first.step.operations());

@@ -173,7 +173,7 @@ impl Backend for Replica {
     fn is_asynchronous(&self) -> bool {
         // Parts of several devices have run when their submission returns.
         let only = self.only_device();
-        only.is_some_and(|device| self.devices()[device].lock().is_asynchronous())
+        only.is_some_and(|device| self.replicas.asynchronous[device])
     }
 
     fn recover(&mut self) -> Result<()> {

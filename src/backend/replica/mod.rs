@@ -43,6 +43,8 @@ const NAME: &str = "replica's";
 pub struct Replicas {
     devices: Vec<SharedBackend>,
     descriptions: Vec<Device>,
+    /// Whether a submission to a device returns before it has run.
+    asynchronous: Vec<bool>,
     /// Devices that must not be used any more.
     gone: Vec<AtomicBool>,
     config: ModelConfig,
@@ -73,6 +75,7 @@ impl Replicas {
         }
         let each = || devices.iter();
         Ok(Arc::new(Self {
+            asynchronous: each().map(|it| it.is_asynchronous()).collect(),
             gone: each().map(|_| AtomicBool::new(false)).collect(),
             traffic: each().map(|_| Arc::default()).collect(),
             kda_layers: config.kda_layers().collect(),

@@ -12,6 +12,7 @@ use crate::backend::shared::SharedBackend;
 use crate::backend::{
     Backend, LayerHome, Parallelism, Place, RandomWeight, Result, Shard, Weight, WeightSource,
 };
+use crate::checkpoint::Format;
 use crate::error::BackendError;
 
 /// Where a weight comes from.
@@ -42,6 +43,18 @@ impl Source {
             Self::Stored(source) => source.handle(id),
             Self::Random(weight) => weight.handle(id),
         }
+    }
+
+    /// What tells two weights apart.
+    fn identity(&self) -> (&str, Weight, Place, Vec<(Format, usize)>) {
+        let stored = match self {
+            Self::Stored(source) => {
+                let parts = source.parts.iter();
+                parts.map(|part| (part.format, part.bytes.len())).collect()
+            }
+            Self::Random(weight) => vec![(weight.format, weight.elements())],
+        };
+        (self.name(), self.handle(0), self.place(), stored)
     }
 
     /// Makes the weight, or a part of its experts, on a device.
@@ -143,9 +156,12 @@ impl Store {
             entries.push(Arc::clone(&entry));
             return Ok(entry);
         };
-        let identity = |it: &Source| (it.name().to_owned(), it.handle(0), it.place());
-        if identity(&known.source) != identity(&source) {
-            let describe = |it: &Source| format!("{} as {}", it.name(), it.handle(ordinal));
+        if known.source.identity() != source.identity() {
+            let describe = |it: &Source| {
+                let (name, weight, _, stored) = it.identity();
+                let format = stored.first().map(|(format, _)| format!(" in {format}"));
+                format!("{name} as {weight}{}", format.unwrap_or_default())
+            };
             return Err(BackendError::Weight {
                 name: source.name().to_owned(),
                 what: "what replicas of one model load at the same point",
