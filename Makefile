@@ -10,6 +10,7 @@
 #   make fuzz    headers of weight files, frames of transfers, HTTP bodies, schemas and templates that no program wrote, many of each kind
 #   make abuse   hostile and broken clients for an hour beside ones whose answers must not change
 #   make nodes   one model on two and on four processes that are killed and stopped, beside requests whose answers must not change
+#   make bursts  random bursts, cancellations and lost devices beside replicas that drop and restore parameters
 #   make clients the program with seven more of OpenAI's clients: litellm, langchain, pydantic-ai, instructor, llm, lm-eval, guidellm
 #   make bench   the benchmarks behind docs/performance.md
 #   make kernels compile the CUDA kernels for sm_90a (PTX and cubins, in target/cuda/kernels); needs no GPU
@@ -37,7 +38,7 @@ DEMO_PROMPT := The red box holds 7. The blue box holds 2. Now the red box holds 
 # Mesa's software driver complains on every start where this is unset, as in containers.
 export XDG_RUNTIME_DIR ?= $(CURDIR)/target
 
-.PHONY: cluster cluster-demo test-cluster install-cluster-tools help demo install app app-pictures web serve quick test fuzz abuse nodes clients bench kernels archive features audit image clean install-rust-components install-vulkan-driver install-cuda-compiler \
+.PHONY: cluster cluster-demo test-cluster install-cluster-tools help demo install app app-pictures web serve quick test fuzz abuse nodes bursts clients bench kernels archive features audit image clean install-rust-components install-vulkan-driver install-cuda-compiler \
 	install-window install-xvfb install-browser install-node
 
 help:
@@ -191,6 +192,12 @@ NODE_FAULTS := 25
 
 nodes: install-rust-components
 	KIMI_LINEAR_NODE_FAULTS=$(NODE_FAULTS) $(CARGO) test $(PROFILE) --locked --test server -- --nocapture nodes::
+
+# Schedules of each seed; `make test` has twelve of them.
+BURST_SCHEDULES := 200
+
+bursts: install-rust-components
+	KIMI_LINEAR_BURST_SCHEDULES=$(BURST_SCHEDULES) $(CARGO) test $(PROFILE) --locked --test data_parallel -- --nocapture random::
 
 # The clients that `make test` has no time for, in Python environments of their own: guidellm has other dependencies than the rest.
 target/clients/%/made: tests/clients/requirements-%.txt
