@@ -382,6 +382,8 @@ impl Groups {
             return Ok(());
         }
         let PoolSizes { slots, blocks } = sizes;
+        // If it fails, one of the pools may have its new size: the next change has to set both.
+        self.members[replica].sizes = PoolSizes::default();
         ask(shared, replica, move |engine| {
             block_on(engine.resize(slots, blocks))
         })?;
