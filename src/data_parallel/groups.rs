@@ -125,7 +125,10 @@ impl Groups {
         let each = self.members.iter().enumerate();
         let replica = |(replica, member): (usize, &Member)| ReplicaParameters {
             state: member.clock.state(),
-            group: self.group_of(replica).members.clone(),
+            group: self
+                .group_of(replica)
+                .map(|group| group.members.clone())
+                .unwrap_or_default(),
             slots: member.sizes.slots,
             blocks: member.sizes.blocks,
             memory: MemoryUse::default(),
@@ -141,10 +144,9 @@ impl Groups {
         }
     }
 
-    fn group_of(&self, replica: usize) -> &Group {
-        let found = self.groups.iter().find(|it| it.members.contains(&replica));
-        // Every replica is in one group.
-        found.unwrap_or(&self.groups[0])
+    /// The group of a replica; `None` for one that is lost.
+    fn group_of(&self, replica: usize) -> Option<&Group> {
+        self.groups.iter().find(|it| it.members.contains(&replica))
     }
 
     /// A group whose change was not completed.
@@ -167,6 +169,11 @@ impl Groups {
         let mut failing = Vec::new();
         for (replica, status) in statuses.iter().enumerate() {
             let Some(status) = status else { continue };
+            // The rest of a group goes on when all of its layers are at home.
+            let group = self.group_of(replica);
+            if group.is_none_or(|group| group.unfinished.is_some()) {
+                continue;
+            }
             let member = &mut self.members[replica];
             if !status.suspended {
                 member.errors = 0;

@@ -58,7 +58,8 @@ fn dropped_parameters_are_room_for_caches_and_come_back() {
         let replicas = dropping(form, 2, false);
         let (whole, dropped) = (replicas.states.whole, replicas.states.dropped[&2]);
         assert_eq!(whole.slots, SLOTS);
-        assert!(dropped.slots > whole.slots && dropped.blocks > whole.blocks);
+        assert!(dropped.slots >= whole.slots && dropped.blocks >= whole.blocks);
+        assert_ne!(dropped, whole, "{form:?}");
         assert!(are(ParameterState::Whole)(&replicas));
         // The caches that were cached meanwhile are there afterwards.
         let mut alone = alone();
@@ -80,18 +81,9 @@ fn dropped_parameters_are_room_for_caches_and_come_back() {
                 );
                 assert!(replica.memory.weights < before.0, "{form:?}");
             }
-            let (states, latents) = parameters.replicas.iter().fold((0, 0), |sum, it| {
-                (sum.0 + it.memory.states, sum.1 + it.memory.latents)
-            });
-            let [
-                (_, first_states, first_latents),
-                (_, second_states, second_latents),
-            ] = before[..]
-            else {
-                panic!("two devices");
-            };
-            assert!(states > first_states + second_states);
-            assert!(latents > first_latents + second_latents);
+            let caches = |(_, states, latents): &(u64, u64, u64)| states + latents;
+            let now: u64 = replicas.held().iter().map(caches).sum();
+            assert!(now > before.iter().map(caches).sum(), "{form:?}");
             let status = replicas.client.status().unwrap();
             assert_eq!(status.occupancy.all_slots, 2 * dropped.slots);
             replicas.client.restore_parameters().unwrap();
@@ -256,18 +248,19 @@ fn the_rest_of_a_group_goes_on_alone() {
 #[test]
 fn a_change_that_fails_is_taken_back() {
     for form in FORMS {
-        for calls in [0, 2, 7] {
+        let mut failed = 0;
+        for calls in 0..9 {
             let replicas = dropping(form, 2, false);
             let before = replicas.held();
             {
                 let mut plan = replicas.plans[1].lock().unwrap();
                 plan.fault = Some((plan.calls + calls, Fault::Memory));
             }
-            let dropped = replicas.client.drop_parameters();
-            if dropped.is_ok() {
-                // Nothing more of that device was needed.
-                replicas.client.restore_parameters().unwrap();
+            if replicas.client.drop_parameters().is_ok() {
+                // That call freed something: what it did not free is there for ever.
+                continue;
             }
+            failed += 1;
             wait(&replicas, "not taken back", are(ParameterState::Whole));
             assert_eq!(replicas.held(), before, "{form:?} {calls}");
             let expected = answer(&mut alone(), cold(3, 60));
@@ -276,5 +269,6 @@ fn a_change_that_fails_is_taken_back() {
             replicas.client.drop_parameters().unwrap();
             assert!(are(ParameterState::Dropped)(&replicas));
         }
+        assert!(failed > 2, "{form:?}: {failed} changes have failed");
     }
 }
