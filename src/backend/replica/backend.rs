@@ -26,6 +26,7 @@ impl Ranks for Replica {
     }
 
     fn program(&mut self, ops: &[Op], rank: usize) -> Result<Program> {
+        check_there(&self.devices()[rank], rank)?;
         for tensor in tensors_of(ops)? {
             self.tensor_on(rank, tensor)?;
         }
@@ -255,6 +256,7 @@ impl Backend for Replica {
     }
 
     fn write_tensor(&mut self, tensor: Tensor, values: &TensorValues) -> Result<()> {
+        check_there(self.own(), self.index)?;
         let on = self.tensor_on(self.index, tensor)?;
         self.place_of(on).write(values)?;
         for (piece, _) in self.pieces(tensor) {
@@ -322,7 +324,6 @@ impl Backend for Replica {
 
     fn resize_states(&mut self, pool: &StatePool, slots: usize) -> Result<StatePool> {
         let layers = self.tables.states.get_mut(NAME, *pool)?;
-        self.version.fetch_add(1, Ordering::AcqRel);
         pools::resize(&self.replicas.devices, layers, slots)?;
         let to = pool.resized(slots);
         self.tables.states.change(to);
@@ -331,7 +332,6 @@ impl Backend for Replica {
 
     fn resize_latents(&mut self, pool: &LatentPool, blocks: usize) -> Result<LatentPool> {
         let layers = self.tables.latents.get_mut(NAME, *pool)?;
-        self.version.fetch_add(1, Ordering::AcqRel);
         pools::resize(&self.replicas.devices, layers, blocks)?;
         let to = pool.resized(blocks);
         self.tables.latents.change(to);
@@ -340,13 +340,11 @@ impl Backend for Replica {
 
     fn release_states(&mut self, pool: StatePool) -> Result<()> {
         pools::release_all(self.devices(), self.tables.states.get(NAME, pool)?);
-        self.changed();
         self.tables.states.release(NAME, pool)
     }
 
     fn release_latents(&mut self, pool: LatentPool) -> Result<()> {
         pools::release_all(self.devices(), self.tables.latents.get(NAME, pool)?);
-        self.changed();
         self.tables.latents.release(NAME, pool)
     }
 

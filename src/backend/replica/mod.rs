@@ -37,7 +37,7 @@ use crate::config::ModelConfig;
 use crate::error::BackendError;
 
 /// The name of a replica in messages.
-const NAME: &str = "replica's";
+const NAME: &str = "replica";
 
 /// The devices of all replicas of a model, and what they share.
 pub struct Replicas {
@@ -149,7 +149,7 @@ struct Replica {
     index: usize,
     /// Where each layer is computed.
     homes: Vec<LayerHome>,
-    /// Counts the changes of homes and pools: steps of before are refused.
+    /// Counts the changes of homes: steps of before are refused. (Those of pools of before are refused by the devices.)
     version: Arc<AtomicU64>,
     /// Weights that were loaded so far.
     loaded: usize,
@@ -185,11 +185,6 @@ impl Replica {
     fn values(&self) -> MutexGuard<'_, Values> {
         // Entries are changed as a whole.
         self.values.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Refuses steps that were compiled before.
-    fn changed(&self) {
-        self.version.fetch_add(1, Ordering::AcqRel);
     }
 
     /// The device that has all of every layer, if there is one.
@@ -345,8 +340,8 @@ impl Replica {
                 }
             }
         }
-        // From here on nothing fails.
-        self.changed();
+        // From here on nothing fails. Steps of before are refused.
+        self.version.fetch_add(1, Ordering::AcqRel);
         for (handle, index, device, to) in std::mem::take(&mut undone.states) {
             let of = &mut self.tables.states.known_mut(handle).layers[index];
             pools::release(devices, of.device, of.pool);

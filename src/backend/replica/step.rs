@@ -127,11 +127,11 @@ impl Step for ReplicaStep {
 
     fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
         if self.present.load(Ordering::Acquire) != self.compiled_for {
-            return Err(BackendError::Unsupported {
-                backend: NAME,
-                what:
-                    "steps that were compiled before a layer or a pool changed; compile them again"
-                        .to_owned(),
+            return Err(BackendError::Shape {
+                operation: NAME,
+                what: "the homes of its layers",
+                expected: "those of when the step was compiled".to_owned(),
+                found: "others since".to_owned(),
             });
         }
         for (device, backend) in &self.devices {
