@@ -1,6 +1,6 @@
 //! A backend whose n-th call fails: calls that allocate, submit, read or write are counted, and one of them returns a typed
 //! error instead of its result.
-#![allow(unreachable_pub, missing_docs, clippy::unwrap_used)]
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
 use std::sync::{Arc, Mutex};
 
@@ -126,12 +126,22 @@ impl Backend for Faulty {
         self.inner.device()
     }
 
+    fn memory(&self) -> MemoryUse {
+        self.inner.memory()
+    }
+
     counted! {
         weight(source: WeightSource) -> Result<Weight>;
         tensor(rows: Rows, capacity: usize, width: usize, element: Element) -> Result<Tensor>;
         write_tensor(tensor: Tensor, values: &TensorValues) -> Result<()>;
         state_pool(layout: StateLayout) -> Result<StatePool>;
         latent_pool(layout: LatentLayout) -> Result<LatentPool>;
+        release(weight: Weight) -> Result<()>;
+        resize_states(pool: &StatePool, slots: usize) -> Result<StatePool>;
+        resize_latents(pool: &LatentPool, blocks: usize) -> Result<LatentPool>;
+        release_states(pool: StatePool) -> Result<()>;
+        release_latents(pool: LatentPool) -> Result<()>;
+        place(layer: usize, home: &LayerHome, caches: Caches) -> Result<()>;
         write_state(pool: &StatePool, layer: usize, slot: Slot, record: &StateRecord) -> Result<()>;
         write_latents(pool: &LatentPool, layer: usize, block: Block, record: &LatentRecord) -> Result<()>;
     }

@@ -150,6 +150,10 @@ impl<W: Wrap> Backend for Wrapped<W> {
         self.inner().ranks()
     }
 
+    fn memory(&self) -> MemoryUse {
+        self.inner().memory()
+    }
+
     fn weight(&mut self, source: WeightSource) -> Result<Weight> {
         let weight = self.inner().weight(source.clone())?;
         self.wrap.took(weight, &source);
@@ -160,6 +164,12 @@ impl<W: Wrap> Backend for Wrapped<W> {
         recover() -> Result<()>;
         split_tensor(rows: Rows, capacity: usize, width: usize, element: Element) -> Result<Tensor>;
         random_weight(weight: RandomWeight) -> Result<Weight>;
+        release(weight: Weight) -> Result<()>;
+        resize_states(pool: &StatePool, slots: usize) -> Result<StatePool>;
+        resize_latents(pool: &LatentPool, blocks: usize) -> Result<LatentPool>;
+        release_states(pool: StatePool) -> Result<()>;
+        release_latents(pool: LatentPool) -> Result<()>;
+        place(layer: usize, home: &LayerHome, caches: Caches) -> Result<()>;
         fill_states(pool: &StatePool, random: Random) -> Result<()>;
         fill_latents(pool: &LatentPool, random: Random) -> Result<()>;
         tensor(rows: Rows, capacity: usize, width: usize, element: Element) -> Result<Tensor>;

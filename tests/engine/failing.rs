@@ -19,10 +19,10 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 /// More steps than any schedule here needs: a schedule that needs more hangs.
-const MOST_STEPS: usize = 2000;
+pub const MOST_STEPS: usize = 2000;
 
 /// Host memory for a part of what is evicted from the device, and a quantum after which sequences yield.
-const SCARCE: EngineOptions = EngineOptions {
+pub const SCARCE: EngineOptions = EngineOptions {
     host_bytes: 60_000,
     quantum: 5,
     checkpoint_blocks: 1,
@@ -30,7 +30,7 @@ const SCARCE: EngineOptions = EngineOptions {
 };
 
 /// Sequences that run at a time.
-const SEQUENCES: usize = 3;
+pub const SEQUENCES: usize = 3;
 
 /// Few sequences at a time, and pools that are too small for all requests.
 fn scarce(plan: &Shared) -> Engine {
@@ -39,7 +39,7 @@ fn scarce(plan: &Shared) -> Engine {
 }
 
 /// Requests with a common prefix, one with several answers, one that is cut inside a block.
-fn requests() -> Vec<Request> {
+pub fn requests() -> Vec<Request> {
     let common = tokens(1, 2 * BLOCK);
     let with = |seed, count| [common.clone(), tokens(seed, count)].concat();
     vec![
@@ -62,10 +62,10 @@ fn requests() -> Vec<Request> {
 }
 
 /// The result of one run of the schedule.
-struct Ran {
-    outcomes: Outcomes,
+pub struct Ran {
+    pub outcomes: Outcomes,
     /// The error of each request that failed.
-    errors: BTreeMap<RequestId, Arc<Error>>,
+    pub errors: BTreeMap<RequestId, Arc<Error>>,
     snapshot: Result<(), Error>,
 }
 
@@ -80,7 +80,7 @@ impl Default for Ran {
 }
 
 /// Steps the engine until it is idle or has had `most` steps.
-fn steps(engine: &mut Engine, ran: &mut Ran, most: usize) -> bool {
+pub fn steps(engine: &mut Engine, ran: &mut Ran, most: usize) -> bool {
     for _ in 0..most {
         let more = pollster::block_on(engine.step());
         let events: Vec<_> = engine.take_events().collect();
@@ -114,8 +114,8 @@ fn run(engine: &mut Engine) -> Ran {
 }
 
 /// The answers with a device that never fails: to the requests, and to the one after them.
-struct Known {
-    answers: Vec<Vec<Outcome>>,
+pub struct Known {
+    pub answers: Vec<Vec<Outcome>>,
     next: Outcome,
 }
 
@@ -127,7 +127,7 @@ fn next() -> Request {
     }
 }
 
-fn known() -> Known {
+pub fn known() -> Known {
     let mut alone = engine("tiny-a", limits(1, 4, 64), OPTIONS);
     let answers = requests()
         .into_iter()
@@ -138,13 +138,13 @@ fn known() -> Known {
 }
 
 /// Whether this is the injected error.
-fn planted(error: &Error, fault: Fault) -> bool {
+pub fn planted(error: &Error, fault: Fault) -> bool {
     matches!(error, Error::Backend(found) if *found == fault.error())
 }
 
 /// Every answer of every request has ended: with the injected error, with the engine's error for damaged numbers, or as with
 /// a device that never fails.
-fn all_ended(ran: &Ran, known: &Known, fault: Fault, what: &str) {
+pub fn all_ended(ran: &Ran, known: &Known, fault: Fault, what: &str) {
     for (id, request) in (0..).map(RequestId).zip(requests()) {
         if let Some(error) = ran.errors.get(&id) {
             let damaged = matches!(**error, Error::Engine(EngineError::NonFinite { .. }));
@@ -165,7 +165,7 @@ fn all_ended(ran: &Ran, known: &Known, fault: Fault, what: &str) {
 }
 
 /// The usage of the pools matches the living sequences: everything else belongs to the prefix cache.
-fn as_full_as_held(engine: &Engine, what: &str) {
+pub fn as_full_as_held(engine: &Engine, what: &str) {
     let found = engine.occupancy();
     let used = (
         found.slots - found.idle_slots,
@@ -175,7 +175,7 @@ fn as_full_as_held(engine: &Engine, what: &str) {
 }
 
 /// Everything in use can be evicted from the cache.
-fn nothing_held(engine: &mut Engine, what: &str) {
+pub fn nothing_held(engine: &mut Engine, what: &str) {
     engine.clear_cache();
     let left = engine.occupancy();
     let held = (left.slots, left.blocks, left.host_bytes);

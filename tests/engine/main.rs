@@ -34,6 +34,7 @@ mod failing;
 #[cfg(all(feature = "cuda", feature = "wgpu"))]
 mod gpu_failing;
 mod handle;
+mod kept;
 mod observer;
 #[cfg(feature = "wgpu")]
 mod on_wgpu;
@@ -42,6 +43,7 @@ mod output;
 mod prefix;
 mod random;
 mod requests;
+mod resizes;
 #[cfg(all(feature = "cuda", feature = "wgpu"))]
 mod rows;
 mod snapshot;

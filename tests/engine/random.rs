@@ -21,7 +21,7 @@ use rand::{RngExt, SeedableRng};
 const EVENTS: u64 = 500;
 
 /// A request from a small family, so that prefixes are shared and answers can be computed before.
-fn random(rng: &mut SmallRng) -> (u64, Request) {
+pub fn random(rng: &mut SmallRng) -> (u64, Request) {
     let kind = rng.random_range(0..24_u64);
     let common = tokens(kind % 3 + 1, 16 * (kind % 4 + 1) as usize);
     let own = tokens(100 + kind, 1 + (kind * 7 % 40) as usize);

@@ -52,6 +52,7 @@ pub const OPTIONS: EngineOptions = EngineOptions {
     cached_steps: 16,
     async_scheduling: true,
     prompt_lookup: None,
+    keep_on_device_error: false,
     queue: usize::MAX,
 };
 

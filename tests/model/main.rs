@@ -16,6 +16,8 @@ mod common;
 #[cfg(feature = "cuda")]
 #[path = "../common/emulated.rs"]
 mod emulated;
+#[path = "../common/faulty.rs"]
+mod faulty;
 #[path = "../common/group.rs"]
 mod group;
 #[cfg(feature = "cuda")]
@@ -23,6 +25,8 @@ mod group;
 mod replay;
 #[path = "../common/rounded.rs"]
 mod rounded;
+#[path = "../common/seeds.rs"]
+mod seeds;
 #[path = "../common/wrapped.rs"]
 mod wrapped;
 
@@ -38,3 +42,5 @@ mod on_cuda;
 #[cfg(feature = "wgpu")]
 mod on_wgpu;
 mod ragged;
+mod replicas;
+mod resize;

@@ -32,8 +32,10 @@ use std::time::{Duration, Instant};
 use common::{Fixture, reference};
 use group::degrees;
 use kimi_linear::backend::cpu::CpuBackend;
-use kimi_linear::backend::{Backend, DrawCapacity, Group, StepOutput};
-use kimi_linear::checkpoint::Checkpoint;
+use kimi_linear::backend::{
+    Backend, DrawCapacity, Group, Place, Random, RandomWeight, StepOutput,
+};
+use kimi_linear::checkpoint::{Checkpoint, Format};
 use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::engine::{Engine, EngineHandle, EngineOptions, Event, Request};
 use kimi_linear::error::{BackendError, Error};
@@ -226,11 +228,40 @@ fn ranks_of_other_processes_have_the_bits_of_ranks_of_one() {
         let mut model = load(gather(nodes, of, count));
         let found = run(&mut model).unwrap();
         assert!(found == expected, "{of:?} on {count} nodes");
+        frees(&mut model);
         drop(model);
         for node in running {
             node.end().unwrap();
         }
     }
+}
+
+/// Pools and weights of all ranks are counted, and freed.
+fn frees(model: &mut Model) {
+    let before = model.memory();
+    let (states, latents) = (model.states().layout, model.latents().layout);
+    let backend = model.backend();
+    let states = backend.state_pool(states).unwrap();
+    let latents = backend.latent_pool(latents).unwrap();
+    let weight = backend.random_weight(RandomWeight {
+        name: "freed".to_owned(),
+        stack: 1,
+        rows: 16,
+        columns: 24,
+        format: Format::BF16,
+        random: Random::named("freed", 1, 0),
+        place: Place::default(),
+    });
+    let weight = weight.unwrap();
+    let made = backend.memory();
+    assert_eq!(made.states, 2 * before.states);
+    assert_eq!(made.latents, 2 * before.latents);
+    assert!(made.weights >= before.weights + 2 * 16 * 24);
+    backend.release(weight).unwrap();
+    backend.release_states(states).unwrap();
+    backend.release_latents(latents).unwrap();
+    assert_eq!(backend.memory(), before);
+    assert!(backend.release(weight).is_err());
 }
 
 /// Waits until all nodes of a model that lost one are there again.
@@ -299,6 +330,10 @@ fn a_lost_node_fails_the_step_and_comes_back() {
     let proxy = Proxy::start(nodes.address());
     let node = Running::start(MODEL, proxy.address(), 1, 1, same, SECRET);
     let mut model = load(gather(nodes, of, 2));
+    // Pools of other sizes are made again in these.
+    model.resize(5, BLOCKS + 4).unwrap();
+    model.resize(3, BLOCKS + 1).unwrap();
+    let memory = model.memory();
     let cut = |proxy: &Proxy| {
         proxy.stall();
         proxy.cut();
@@ -321,6 +356,7 @@ fn a_lost_node_fails_the_step_and_comes_back() {
         recover(&mut model);
     }
     assert!(run(&mut model).unwrap() == expected, "after it came back");
+    assert_eq!(model.memory(), memory);
     drop(model);
     assert!(
         node.events

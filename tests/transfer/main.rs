@@ -13,6 +13,7 @@ mod export;
 mod group;
 mod hand_off;
 mod import;
+mod resizes;
 #[path = "../common/seeds.rs"]
 mod seeds;
 #[path = "../common/wrapped.rs"]
