@@ -6,6 +6,7 @@
 //! The size of a pool may change. Before it shrinks, what is held at its end moves to free places below, and all references follow:
 //! they share the number of their place.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::marker::PhantomData;
@@ -77,7 +78,8 @@ impl Holders {
 #[derive(Debug)]
 struct Shared<T> {
     holders: Vec<Holders>,
-    free: Vec<T>,
+    /// Indices of free entries. The lowest is handed out first, so that little is to be moved before the pool shrinks.
+    free: BTreeSet<u32>,
     idle: usize,
     /// Entries whose idle flag has changed since the last [`RefCountedPool::take_changed`], each once.
     changed: Vec<T>,
@@ -98,22 +100,24 @@ impl<T: PoolIndex> Shared<T> {
             }
         }
         if holders.all == 0 {
-            self.free.push(entry);
+            self.free.insert(number(entry.index()));
         }
     }
 
-    /// Exchanges two entries with all that is known of them: references to each follow it.
-    fn swap(&mut self, a: T, b: T) {
-        self.holders.swap(a.index(), b.index());
-        for entry in [a, b] {
+    /// Exchanges an entry in use and a free one with all that is known of them: references follow.
+    fn swap(&mut self, used: T, free: T) {
+        self.holders.swap(used.index(), free.index());
+        for entry in [used, free] {
             let place = &self.holders[entry.index()].place;
             place.store(number(entry.index()), Ordering::Relaxed);
         }
-        for entry in self.changed.iter_mut().chain(&mut self.free) {
-            if *entry == a {
-                *entry = b;
-            } else if *entry == b {
-                *entry = a;
+        self.free.remove(&number(free.index()));
+        self.free.insert(number(used.index()));
+        for entry in &mut self.changed {
+            if *entry == used {
+                *entry = free;
+            } else if *entry == free {
+                *entry = used;
             }
         }
     }
@@ -138,7 +142,7 @@ impl<T: PoolIndex> RefCountedPool<T> {
     pub fn new(count: usize) -> Self {
         let pool = Self(Arc::new(Mutex::new(Shared {
             holders: Vec::new(),
-            free: Vec::new(),
+            free: BTreeSet::new(),
             idle: 0,
             changed: Vec::new(),
         })));
@@ -146,23 +150,21 @@ impl<T: PoolIndex> RefCountedPool<T> {
         pool
     }
 
-    /// Adds free entries until there are `count`; those below are handed out first.
+    /// Adds free entries until there are `count`.
     pub(super) fn grow(&self, count: usize) {
         let mut shared = lock(&self.0);
         let fresh = number(shared.holders.len())..number(count);
         shared.holders.extend(fresh.clone().map(Holders::new));
-        shared.free.splice(0..0, fresh.rev().map(T::new));
+        shared.free.extend(fresh);
     }
 
     /// Entries in use from index `count` on, each with a free one below that it can move to, as far as there are some.
     pub(super) fn moves(&self, count: usize) -> Vec<(T, T)> {
         let shared = lock(&self.0);
-        let used = |index: &usize| shared.holders[*index].all > 0;
-        let high = (count..shared.holders.len()).filter(used);
+        let high = (count..shared.holders.len()).filter(|index| shared.holders[*index].all > 0);
         let high = high.map(|index| T::new(number(index)));
-        let free = shared.free.iter().rev().copied();
-        high.zip(free.filter(|entry| entry.index() < count))
-            .collect()
+        let low = shared.free.range(..number(count)).copied().map(T::new);
+        high.zip(low).collect()
     }
 
     /// Gives the entry `from`, with all its references, the free place `to`.
@@ -177,8 +179,9 @@ impl<T: PoolIndex> RefCountedPool<T> {
             return false;
         }
         shared.holders.truncate(count);
-        shared.free.retain(|entry| entry.index() < count);
         shared.changed.retain(|entry| entry.index() < count);
+        let count = number(count);
+        shared.free.retain(|index| *index < count);
         true
     }
 
@@ -186,7 +189,7 @@ impl<T: PoolIndex> RefCountedPool<T> {
     #[must_use]
     pub fn take(&self) -> Option<PoolRef<T>> {
         let mut shared = lock(&self.0);
-        let entry = shared.free.pop()?;
+        let entry = T::new(shared.free.pop_first()?);
         shared.change(entry, 1, 0);
         Some(PoolRef {
             place: Arc::clone(&shared.holders[entry.index()].place),
