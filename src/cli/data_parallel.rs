@@ -104,7 +104,8 @@ pub(crate) fn load(
         ControlFlow::Continue(())
     })?;
     progress.iter().for_each(Progress::finish);
-    if let Some(states) = loaded.states.as_ref().filter(|it| it.dropped.is_empty()) {
+    let states = &loaded.states;
+    if options.drop != ParameterDrop::None && states.dropped.is_empty() {
         tracing::warn!(
             "--parameter-drop {}: nothing will be dropped, as {} slots and {} blocks are all that a replica can use",
             options.drop.name(),

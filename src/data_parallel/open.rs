@@ -40,8 +40,8 @@ pub struct LoadedReplicas {
     pub device: Device,
     /// Sizes of each replica before parameters are dropped.
     pub sizes: EngineSizes,
-    /// The slots and blocks of all states; `None` if nothing is ever dropped.
-    pub states: Option<StateSizes>,
+    /// The slots and blocks of all states.
+    pub states: StateSizes,
 }
 
 /// The sizes of replicas with and without all parameters.
@@ -150,31 +150,19 @@ impl LlmFiles {
             ..options.planner
         };
         let layers = checkpoint.layer_bytes(&self.config);
-        let states = match form {
-            ParameterDrop::None => None,
-            _ => Some(state_sizes(
-                &self.config,
-                &layers,
-                &planner,
-                form,
-                replicas,
-            )?),
-        };
-        let sizes = match &states {
-            None => planner.sizes(&self.config)?,
-            Some(states) => planner.with_blocks(&self.config, states.whole.blocks),
-        };
+        let states = state_sizes(&self.config, &layers, &planner, form, replicas)?;
+        let sizes = planner.with_blocks(&self.config, states.whole.blocks);
         let mut limits = sizes.limits(planner.cache);
         let mut engine = EngineOptions {
             // Answers of a lost replica find room.
             queue: usize::MAX,
             ..options.engine
         };
-        let (backends, groups) = match &states {
-            None => (devices, None),
-            Some(states) => {
+        (limits.slots, limits.blocks) = (states.whole.slots, states.whole.blocks);
+        let (backends, groups) = match form {
+            ParameterDrop::None => (devices, None),
+            _ => {
                 engine.keep_on_device_error = true;
-                (limits.slots, limits.blocks) = (states.whole.slots, states.whole.blocks);
                 let all = Replicas::new(devices, &self.config)?;
                 let each = (0..replicas).map(|replica| all.backend(replica)).collect();
                 let budget = budget(&self.config, &layers, &planner, form, replicas);

@@ -219,7 +219,7 @@ pub fn dropping(form: ParameterDrop, replicas: usize, automatic: bool) -> Droppi
         client: loaded.client,
         plans,
         memory,
-        states: loaded.states.unwrap(),
+        states: loaded.states,
     }
 }
 

@@ -19,4 +19,6 @@ mod seeds;
 mod client;
 mod drops;
 mod harness;
+#[cfg(all(feature = "cli", feature = "server"))]
+mod program;
 mod random;

@@ -258,16 +258,8 @@ fn measure(arguments: &Arguments, form: ParameterDrop, planned: &[Planned]) -> R
         drop_seconds: mean(dropping, parameters.drops),
         restore_seconds: mean(restoring, parameters.restores),
         dropped_seconds: dropped,
-        whole: loaded.states.as_ref().map_or(
-            PoolSizes {
-                slots: status.occupancy.all_slots / client.replicas(),
-                blocks: status.occupancy.all_blocks / client.replicas(),
-            },
-            |states| states.whole,
-        ),
-        dropped: loaded
-            .states
-            .and_then(|states| states.dropped.into_values().next_back()),
+        whole: loaded.states.whole,
+        dropped: loaded.states.dropped.into_values().next_back(),
         most_bytes,
     })
 }
