@@ -30,6 +30,7 @@ mod planted;
 #[cfg(feature = "cuda")]
 mod ranks;
 mod reference;
+mod replicas;
 #[path = "../common/rounded.rs"]
 mod rounded;
 #[path = "../common/seeds.rs"]
@@ -70,6 +71,7 @@ fn main() {
     trials.extend(ranks::trials());
     trials.extend(documents::trials());
     trials.extend(halves::trials(|| Box::new(CpuBackend::new())));
+    trials.extend(replicas::trials(|| Box::new(CpuBackend::new())));
     trials.extend(mutants::trials(|| Box::new(CpuBackend::new())));
     trials.extend(skips::trials(&names, &trials));
     libtest_mimic::run(&arguments, trials).exit();

@@ -15,9 +15,10 @@ type Skip = (&'static str, &'static str, &'static str);
 const SKIPS: [Skip; 0] = [];
 
 /// Numbers of trials when this was written; there may be more, but not fewer. First those that do not depend on features.
-const TRIALS: [(&str, usize); 7] = [
+const TRIALS: [(&str, usize); 8] = [
     ("list", 5),
     ("bounds", 2),
+    ("replica", 2),
     ("mutant", 74),
     ("cpu", 695),
     ("wgpu", 695),
