@@ -152,9 +152,9 @@ fn a_burst_drops_and_its_end_restores() {
         // Each of them needs blocks for a long prompt, and many are there at once.
         let long = |seed: u64| Request {
             reuse: false,
-            ..request(tokens(seed, 300), 150)
+            ..request(tokens(seed, 300), 100)
         };
-        let reading = submit(&replicas.client, (0..24).map(long).collect());
+        let reading = submit(&replicas.client, (0..14).map(long).collect());
         wait(&replicas, "no drop", |it| it.parameters().drops > 0);
         let mut alone = alone();
         for (seed, reading) in reading.into_iter().enumerate() {

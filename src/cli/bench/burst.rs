@@ -12,7 +12,7 @@ use clap::builder::RangedU64ValueParser;
 use kimi_linear::backend::Parallelism;
 use kimi_linear::data_parallel::{DataParallelOptions, LoadedReplicas, ParameterDrop, PoolSizes};
 use kimi_linear::engine::{
-    EngineClient, EngineOptions, Event, FinishReason, MemoryPlanner, PREFILL_CHUNK, Request,
+    EngineClient, EngineOptions, Event, FinishReason, MemoryPlanner, Request,
 };
 use kimi_linear_plan::burst::outcome::Spread;
 use rand::rngs::SmallRng;
@@ -59,6 +59,9 @@ pub(super) struct Arguments {
     /// Maximum tokens of prompt and answer together.
     #[arg(long, value_name = "N", default_value = "2048", value_parser = parse_tokens)]
     max_model_len: usize,
+    /// Maximum prompt tokens per step.
+    #[arg(long, value_name = "N", default_value = "512", value_parser = parse_tokens)]
+    prefill_chunk: usize,
     /// Mean number of requests per second; arrivals are a Poisson process.
     #[arg(long, value_name = "RATE", default_value_t = 1.0)]
     request_rate: f64,
@@ -199,7 +202,7 @@ fn load(arguments: &Arguments, form: ParameterDrop) -> Result<LoadedReplicas> {
     let planner = MemoryPlanner {
         sequences: arguments.max_num_seqs,
         context: Some(arguments.max_model_len),
-        prefill_chunk: PREFILL_CHUNK,
+        prefill_chunk: arguments.prefill_chunk,
         checkpoints: 8,
         blocks: None,
         memory: Some(arguments.memory_mib << 20),
@@ -333,11 +336,8 @@ fn print(row: &Row) -> Result<()> {
     writeln!(out, "--parameter-drop {}", row.parameter_drop.name())?;
     writeln!(
         out,
-        "  {} requests, {:.1} tokens/s, {} preemptions; at most {} MiB of a device",
-        row.requests,
-        row.tokens_per_second,
-        row.preemptions,
-        row.most_bytes >> 20
+        "  {} requests, {:.1} tokens/s, {} preemptions",
+        row.requests, row.tokens_per_second, row.preemptions
     )?;
     writeln!(
         out,
@@ -354,8 +354,13 @@ fn print(row: &Row) -> Result<()> {
     if let Some(PoolSizes { slots, blocks }) = row.dropped {
         write!(
             out,
-            ", {slots} and {blocks} when dropped: {} drops ({:.3} s), {} restores ({:.3} s), {:.1} s dropped",
-            row.drops, row.drop_seconds, row.restores, row.restore_seconds, row.dropped_seconds
+            ", {slots} and {blocks} when dropped: {} drops ({:.3} s), {} restores ({:.3} s), {:.1} s dropped; at most {} MiB of a device",
+            row.drops,
+            row.drop_seconds,
+            row.restores,
+            row.restore_seconds,
+            row.dropped_seconds,
+            row.most_bytes >> 20
         )?;
     }
     writeln!(out)?;
