@@ -109,10 +109,8 @@ pub struct EngineOptions {
     /// How tokens are proposed for decoding sequences, several of which are then verified in one step; `None` for no
     /// speculation. It needs a free state slot per sequence, and rows of the step ([`EngineSizes::speculative`]).
     pub prompt_lookup: Option<PromptLookup>,
-    /// Whether the requests of an engine whose device fails are kept: it then does nothing until [`Engine::resume`] or
-    /// [`Engine::give_up`](super::Engine::give_up), and computes them again from their tokens. Otherwise they fail.
-    ///
-    /// [`Engine::resume`]: super::Engine::resume
+    /// Whether the requests of an engine whose device fails are kept: it then does nothing until
+    /// [`Engine::resume`](super::Engine::resume), and computes them again from their tokens. Otherwise they fail.
     pub keep_on_device_error: bool,
     /// Maximum number of waiting answers, in addition to those that fit into one step; further requests are refused.
     pub queue: usize,

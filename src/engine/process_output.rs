@@ -154,8 +154,9 @@ impl Engine {
                 logits,
             };
             let id = sequence.id;
-            let scored = scored.after(sequence.scored);
-            self.running[index].scored = first + rows.choices.len();
+            let (scored, end) = (scored.after(sequence.scored), sequence.position);
+            let reported = &mut self.running[index].scored;
+            *reported = end.max(*reported);
             if let Some(scored) = scored {
                 self.emit(id, Event::Scored(scored));
             }

@@ -29,8 +29,8 @@ impl Engine {
             self.enqueue(sequence);
         }
         for sequence in &mut self.waiting {
-            // What was copied to host memory is not lost.
-            if sequence.prefix.is_on_device() {
+            // What was copied to host memory is not lost. A sequence that could not be copied has its slot and blocks.
+            if sequence.allocation.is_some() || sequence.prefix.is_on_device() {
                 sequence.recompute();
             }
         }
@@ -46,13 +46,6 @@ impl Engine {
     /// Goes on after a device's error, as the device can be used again, or others in its place.
     pub fn resume(&mut self) {
         self.device_error = None;
-    }
-
-    /// Fails all requests that were kept when the device failed, each with the device's error.
-    pub fn give_up(&mut self) {
-        if let Some(error) = self.device_error.take() {
-            self.fail_all(&error);
-        }
     }
 
     /// An error that does not concern single requests: they fail, or are kept if the device failed and they are to be.

@@ -16,7 +16,7 @@ use crate::told::Told;
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::cache::BlockHash;
 use kimi_linear::engine::{
-    Engine, EngineOptions, Event, PromptScores, Request, RequestId, Score, UndoWrite,
+    Engine, EngineOptions, Event, FinishReason, PromptScores, Request, RequestId, Score, UndoWrite,
 };
 use kimi_linear::error::Error;
 use kimi_linear::model::TraceChoice;
@@ -100,9 +100,9 @@ fn a_loss_at_each_call_changes_no_answer() {
     assert!(losses > 50, "{losses}");
 }
 
-/// An engine whose device does not come back fails what it kept, with the device's error.
+/// Requests that are cancelled while nothing runs end at once, and those that come wait.
 #[test]
-fn what_was_kept_can_be_given_up() {
+fn what_was_kept_can_be_cancelled() {
     let plan = Shared::default();
     let mut engine = keeping(&plan);
     for (id, request) in (0..).zip(requests()) {
@@ -111,27 +111,28 @@ fn what_was_kept_can_be_given_up() {
     block_on(engine.step());
     plan.lock().unwrap().lost = true;
     assert!(!block_on(engine.step()));
-    let failed = |engine: &mut Engine| {
-        let events = engine.take_events();
-        let failed = events.filter_map(|(_, event)| match event {
-            Event::Failed(error) => Some(error),
-            _ => None,
-        });
-        failed.collect::<Vec<_>>()
-    };
-    assert!(failed(&mut engine).is_empty());
-    // A request that is cancelled meanwhile ends.
-    engine.cancel(RequestId(0));
+    assert!(engine.device_error().is_some());
+    let next = request(tokens(9, 21), 4);
+    engine.submit(RequestId(99), next.clone()).unwrap();
+    for id in 0..requests().len() as u64 {
+        engine.cancel(RequestId(id));
+    }
     assert!(!block_on(engine.step()));
     let mut outcomes = Outcomes::new();
     take(engine.take_events(), &mut outcomes);
-    assert!(outcomes[&(RequestId(0), 0)].reason.is_some());
-    engine.give_up();
-    assert!(engine.device_error().is_none() && engine.is_idle());
-    let errors = failed(&mut engine);
-    assert_eq!(errors.len(), requests().len() - 1);
-    assert!(errors.iter().all(|error| planted(error, Fault::Lost)));
-    nothing_held(&mut engine, "given up");
+    for (id, request) in (0..).zip(requests()) {
+        for sample in 0..request.samples {
+            let found = &outcomes[&(RequestId(id), sample)];
+            assert_eq!(found.reason, Some(FinishReason::Cancelled));
+        }
+    }
+    assert_eq!(engine.load(), (0, 1));
+    *plan.lock().unwrap() = Plan::default();
+    engine.resume();
+    finish(&mut engine, &mut outcomes);
+    let expected = answer(&mut engine_alone(), next);
+    assert_eq!(outcomes[&(RequestId(99), 0)].said(), expected.said());
+    nothing_held(&mut engine, "cancelled");
 }
 
 /// What is reported of a request.

@@ -277,3 +277,112 @@ fn resize_all<'a, B: Buffer + 'a>(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::config::Dtype;
+    use crate::error::BackendError;
+
+    /// A buffer in host memory.
+    type Bytes = Arc<Mutex<Vec<u8>>>;
+
+    impl Stored for Bytes {
+        fn bytes(&self) -> u64 {
+            self.lock().unwrap().len() as u64
+        }
+    }
+
+    impl Buffer for Bytes {}
+
+    impl Stored for u64 {
+        fn bytes(&self) -> u64 {
+            *self
+        }
+    }
+
+    /// Makes this number of buffers, then has no memory.
+    fn make(most: usize) -> impl Fn(&str, u64) -> Result<Bytes> {
+        let left = Mutex::new(most);
+        move |what, bytes| {
+            let mut left = left.lock().unwrap();
+            let none = || BackendError::OutOfMemory {
+                what: what.to_owned(),
+                bytes,
+            };
+            *left = left.checked_sub(1).ok_or_else(none)?;
+            Ok(Arc::new(Mutex::new(vec![0xff; bytes as usize])))
+        }
+    }
+
+    fn copy(from: &Bytes, to: &Bytes, bytes: u64) -> Result<()> {
+        let (from, mut to) = (from.lock().unwrap(), to.lock().unwrap());
+        let bytes = bytes as usize;
+        to[..bytes].copy_from_slice(&from[..bytes]);
+        Ok(())
+    }
+
+    /// Three layers of four blocks of two bytes.
+    fn pool() -> (Memory<u64, Bytes>, LatentPool) {
+        let layout = LatentLayout {
+            layers: 3,
+            latent: 1,
+            rope: 0,
+            block_tokens: 1,
+            blocks: 4,
+            dtype: Dtype::Bf16,
+        };
+        let mut memory = Memory::new("test");
+        let pool = memory.add_latents(&make(3), layout, 2).unwrap();
+        for layer in 0..3 {
+            let buffer = memory.latents(&pool, layer).unwrap();
+            let bytes = (0..8).map(|byte| byte + 10 * layer as u8);
+            *buffer.lock().unwrap() = bytes.collect();
+        }
+        (memory, pool)
+    }
+
+    /// The first `blocks` blocks of each layer are those of the pool as it was made.
+    fn holds(memory: &Memory<u64, Bytes>, pool: &LatentPool, blocks: usize) {
+        for layer in 0..3 {
+            let buffer = memory.latents(pool, layer).unwrap();
+            let expected: Vec<u8> = (0..8).map(|byte| byte + 10 * layer as u8).collect();
+            let bytes = 2 * blocks;
+            assert_eq!(buffer.lock().unwrap()[..bytes], expected[..bytes]);
+        }
+    }
+
+    #[test]
+    fn a_pool_that_cannot_grow_is_as_it_was() {
+        for made in 0..3 {
+            let (mut memory, pool) = pool();
+            let make_few = make(made);
+            let grown = memory.resize_latents((&make_few, &copy), &pool, 6, 2);
+            assert!(matches!(grown, Err(BackendError::OutOfMemory { .. })));
+            holds(&memory, &pool, 4);
+            // What was made is larger, and counted as it is.
+            assert_eq!(memory.usage().latents, 3 * 8 + made as u64 * 4);
+            let grown = memory.resize_latents((&make(3), &copy), &pool, 6, 2);
+            holds(&memory, &grown.unwrap(), 4);
+            assert_eq!(memory.usage().latents, 3 * 12);
+            assert!(memory.latents(&pool, 0).is_err());
+        }
+    }
+
+    #[test]
+    fn a_pool_that_shrinks_without_memory_for_it_keeps_what_it_has() {
+        let (mut memory, pool) = pool();
+        let refused = memory.resize_latents((&make(0), &copy), &pool, 2, 2);
+        assert!(refused.is_err());
+        holds(&memory, &pool, 4);
+        let shrunk = memory.resize_latents((&make(1), &copy), &pool, 2, 2);
+        let shrunk = shrunk.unwrap();
+        holds(&memory, &shrunk, 2);
+        assert_eq!(memory.usage().latents, 4 + 8 + 8);
+        let again = memory.resize_latents((&make(3), &copy), &shrunk, 1, 2);
+        holds(&memory, &again.unwrap(), 1);
+        assert_eq!(memory.usage().latents, 3 * 2);
+    }
+}
