@@ -12,6 +12,7 @@
 #   make nodes   one model on two and on four processes that are killed and stopped, beside requests whose answers must not change
 #   make bursts  random bursts, cancellations and lost devices beside replicas that drop and restore parameters
 #   make clients the program with seven more of OpenAI's clients: litellm, langchain, pydantic-ai, instructor, llm, lm-eval, guidellm
+#   make llama-cpp  llama.cpp opens what `quantize` writes of the demo model, and answers with the same tokens
 #   make bench   the benchmarks behind docs/performance.md
 #   make kernels compile the CUDA kernels for sm_90a (PTX and cubins, in target/cuda/kernels); needs no GPU
 #   make archive lay out a release archive: program and app, kernels, manual, licences
@@ -38,7 +39,7 @@ DEMO_PROMPT := The red box holds 7. The blue box holds 2. Now the red box holds 
 # Mesa's software driver complains on every start where this is unset, as in containers.
 export XDG_RUNTIME_DIR ?= $(CURDIR)/target
 
-.PHONY: cluster cluster-demo test-cluster install-cluster-tools help demo install app app-pictures web serve quick test fuzz abuse nodes bursts clients bench kernels archive features audit image clean install-rust-components install-vulkan-driver install-cuda-compiler \
+.PHONY: cluster cluster-demo test-cluster install-cluster-tools help demo install app app-pictures web serve quick test fuzz abuse nodes bursts clients llama-cpp bench kernels archive features audit image clean install-rust-components install-vulkan-driver install-cuda-compiler \
 	install-window install-xvfb install-browser install-node
 
 help:
@@ -211,6 +212,17 @@ clients: install-rust-components target/clients/openai/made target/clients/guide
 	$(CARGO) build $(PROFILE) --locked
 	python3 tests/clients/run.py target/release/kimi-linear
 
+# llama.cpp as npm has it built.
+target/llama-cpp/made: Makefile | install-node
+	@rm -rf target/llama-cpp; mkdir -p target/llama-cpp
+	@npm install --prefix target/llama-cpp --silent --no-audit --no-fund --ignore-scripts --no-package-lock --omit=optional \
+	    node-llama-cpp@3.22.1 @node-llama-cpp/linux-x64@3.22.1
+	@touch $@
+
+llama-cpp: install-rust-components target/llama-cpp/made
+	$(CARGO) build $(PROFILE) --locked
+	cd target/llama-cpp && node $(CURDIR)/tests/clients/llama_cpp.mjs $(CURDIR)/target/release/kimi-linear files
+
 bench: install-rust-components
 	$(CARGO) bench --locked
 
@@ -237,13 +249,23 @@ cluster-demo: cluster
 	@case '$(CLUSTER_DEMO_FLAGS)' in *--etcd*) command -v etcd >/dev/null || .ci/install-packages etcd-server;; esac
 	cluster/target/release/kimi-linear-cluster-demo --out target/cluster-demo $(CLUSTER_DEMO_FLAGS)
 
-test-cluster: install-cluster-tools
+# Dynamo's own frontend from PyPI, which serves the same workers. Without dependencies: aisimulate is a placeholder there, and the frontend
+# needs neither that nor transformers.
+target/dynamo/made: cluster/tests/requirements-dynamo.txt
+	@python3 -c 'import ensurepip, venv' 2>/dev/null || .ci/install-packages python3 python3-venv
+	@rm -rf target/dynamo
+	@python3 -m venv target/dynamo
+	@target/dynamo/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+	@touch $@
+
+test-cluster: install-cluster-tools target/dynamo/made
 	@command -v ip >/dev/null || .ci/install-packages iproute2
 	@command -v etcd >/dev/null || .ci/install-packages etcd-server
 	$(CARGO) fmt --manifest-path cluster/Cargo.toml --check
 	cd cluster && $(CARGO) clippy $(PROFILE) --locked --all-targets -- -D warnings
 	cd cluster && $(CARGO) build $(PROFILE) --locked --bins
 	cd cluster && $(CARGO) test $(PROFILE) --locked
+	cd cluster && KIMI_LINEAR_DYNAMO_PYTHON=$(CURDIR)/target/dynamo/bin/python $(CARGO) test $(PROFILE) --locked --test cluster -- --ignored
 
 # The library alone and with each feature, and the program without a GPU backend.
 features: install-rust-components

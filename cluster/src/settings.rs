@@ -29,6 +29,10 @@ const HOSTS: [&str; 3] = [
 const SYSTEM_PORT: &str = "DYN_SYSTEM_PORT";
 const GRACE_PERIOD: &str = "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS";
 
+/// What is logged: without what Dynamo's router says of each request (its line `route request completed` passes every filter), and
+/// without its warning for an answer that it does not send on to another worker, which the frontend does.
+const LOG: &str = "info,dynamo_kv_router=warn,dynamo_llm::kv_router=warn,dynamo_llm::migration=error,dynamo_runtime::pipeline=warn";
+
 /// Dynamo holds the port in 16 signed bits.
 const HIGHEST_PORT: i64 = i16::MAX as i64;
 
@@ -263,6 +267,7 @@ impl Settings {
             ("DYN_PREFILL_DRAIN_TIMEOUT_S", "5".to_owned()),
             // Dynamo's default is the number of cores; each incoming transfer of caches has such a thread.
             ("DYN_RUNTIME_MAX_BLOCKING_THREADS", "512".to_owned()),
+            ("DYN_LOG", LOG.to_owned()),
         ];
         variables.extend(defaults.into_iter().filter(|(name, _)| env(name).is_none()));
         Ok(Self {

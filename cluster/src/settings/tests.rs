@@ -73,6 +73,7 @@ fn a_flag_wins_over_its_variable_and_a_variable_over_the_default() {
     let folder = folder("order");
     let variables = [
         ("DYN_SELF_HOST_METADATA", "1"),
+        ("DYN_LOG", "debug"),
         ("DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS", "0.5"),
         ("DYN_TCP_RPC_HOST", "192.0.2.1"),
     ];
@@ -84,6 +85,7 @@ fn a_flag_wins_over_its_variable_and_a_variable_over_the_default() {
     assert_eq!(value(&settings, "DYN_TCP_RPC_HOST"), Some("127.0.0.1"));
     // A variable that is set is left as it is.
     assert_eq!(value(&settings, "DYN_SELF_HOST_METADATA"), None);
+    assert_eq!(value(&settings, "DYN_LOG"), None);
     assert_eq!(settings.grace_period, Duration::from_millis(500));
     std::fs::remove_dir_all(folder).unwrap();
 }

@@ -14,6 +14,7 @@
 mod cancelled;
 mod chat;
 mod drawn;
+mod dynamo;
 mod equal;
 mod faults;
 mod harness;
