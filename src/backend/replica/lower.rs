@@ -123,7 +123,7 @@ impl Lowering<'_> {
         let device = home.device;
         match op {
             Op::MoeBlock(block) if self.is_divided([block.gate, block.up, block.down])? => {
-                self.block(block, home)
+                self.block(block, home);
             }
             Op::Experts(experts)
                 if self.is_divided([experts.gate, experts.up, experts.down])? =>
@@ -133,7 +133,6 @@ impl Lowering<'_> {
                 self.push(rows, &home.experts, device);
                 self.push(exchange, &home.experts, device);
                 self.push(combine, &[device], device);
-                Ok(())
             }
             Op::ExpertRows(op) if self.is_divided([op.gate, op.up, op.down])? => {
                 let exchange = Exchange::Experts(ExpertExchange {
@@ -143,18 +142,16 @@ impl Lowering<'_> {
                 });
                 self.push(Item::of(*op), &home.experts, device);
                 self.push(Item::Exchange(exchange), &home.experts, device);
-                Ok(())
             }
             Op::TraceKda(op) => {
-                let layers = op.pool.layout.layers;
-                let output = self.piece(op.output, op.layer, layers);
-                self.on(TraceKda { output, ..*op }, device)
+                let output = self.piece(op.output, op.layer, op.pool.layout.layers);
+                self.on(TraceKda { output, ..*op }, device);
             }
             Op::TraceGate(op) => {
                 let output = self.piece(op.output, op.layer, op.layout.layers);
                 let mut piece = TraceGate { output, ..*op };
                 (piece.layout.layers, piece.layer) = (1, 0);
-                self.on(piece, device)
+                self.on(piece, device);
             }
             Op::TraceRoute(op) => {
                 let output = self.piece(op.output, op.layer, op.layers);
@@ -165,36 +162,39 @@ impl Lowering<'_> {
                     layers,
                     ..*op
                 };
-                self.on(piece, device)
+                self.on(piece, device);
             }
-            Op::Probe(tensor) => {
-                let tensor = *tensor;
-                self.on(Op::Probe(tensor), self.holder(tensor, device))?;
-                let pieces = self.extra.pieces.iter().copied();
-                let pieces: Vec<Piece> = pieces.filter(|piece| piece.whole == tensor).collect();
-                let mut columns = Vec::new();
-                for Piece { column, tensor, .. } in pieces {
-                    // Those that this program writes.
-                    if self.written.iter().any(|(written, _)| *written == tensor) {
-                        columns.push(column);
-                        self.on(Op::Probe(tensor), self.holder(tensor, device))?;
-                    }
-                }
-                self.probes.push(columns);
-                Ok(())
-            }
+            Op::Probe(tensor) => self.probe(*tensor, device),
             Op::ProbePositions(tensor) => {
                 self.probes.push(Vec::new());
-                self.on(op.clone(), self.holder(*tensor, device))
+                self.on(op.clone(), self.holder(*tensor, device));
             }
             op => self.on(op.clone(), device),
         }
+        Ok(())
+    }
+
+    /// A probe of a tensor, and of the pieces of it that this program writes.
+    fn probe(&mut self, whole: Tensor, device: usize) {
+        self.on(Op::Probe(whole), self.holder(whole, device));
+        let pieces = self.extra.pieces.iter();
+        let pieces = pieces.filter(|piece| piece.whole == whole);
+        let written = pieces.filter(|piece| {
+            let mut written = self.written.iter();
+            written.any(|(tensor, _)| *tensor == piece.tensor)
+        });
+        let written: Vec<Piece> = written.copied().collect();
+        for piece in &written {
+            let tensor = piece.tensor;
+            self.on(Op::Probe(tensor), self.holder(tensor, device));
+        }
+        let columns = written.iter().map(|piece| piece.column);
+        self.probes.push(columns.collect());
     }
 
     /// An operation of a single device.
-    fn on(&mut self, op: impl Into<Op>, device: usize) -> Result<()> {
+    fn on(&mut self, op: impl Into<Op>, device: usize) {
         self.push(Item::of(op), &[device], device);
-        Ok(())
     }
 
     /// An item of these devices, the results of which are on `device`.
@@ -225,23 +225,22 @@ impl Lowering<'_> {
     }
 
     /// Router, routed experts on several devices, shared experts.
-    fn block(&mut self, block: &MoeBlock, home: &LayerHome) -> Result<()> {
+    fn block(&mut self, block: &MoeBlock, home: &LayerHome) {
         let device = home.device;
         let experts = block.experts();
         let rows = self.rows(&experts);
         let [rows, exchange, combine] = divided_experts(&experts, rows);
-        self.on(block.route, device)?;
+        self.on(block.route, device);
         self.push(rows, &home.experts, device);
         if let Some(shared) = block.shared {
-            self.on(shared, device)?;
+            self.on(shared, device);
         }
         self.push(exchange, &home.experts, device);
         self.push(combine, &[device], device);
         // The sum with the shared experts.
         for op in block.ops().into_iter().skip(3) {
-            self.on(op, device)?;
+            self.on(op, device);
         }
-        Ok(())
     }
 
     /// Whether several devices have a part of routed experts each.

@@ -16,7 +16,7 @@ pub(super) enum Inner {
     /// One device, whose submission may return before the device has run it.
     Whole(StepOn),
     /// Several.
-    Parts(PartsStep),
+    Parts(Box<PartsStep>),
 }
 
 impl Inner {
@@ -28,7 +28,7 @@ impl Inner {
         {
             return Self::Whole(step);
         }
-        Self::Parts(parts)
+        Self::Parts(Box::new(parts))
     }
 }
 

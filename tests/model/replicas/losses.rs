@@ -31,10 +31,8 @@ fn a_move_that_fails_changes_nothing() {
         (4, home(1, &[0, 1])),
     ] {
         for device in 0..2 {
-            let ([first, second], plans): ([Box<dyn Backend>; 2], [Shared; 2]) = {
-                let [(first, one), (second, other)] = [faulty(), faulty()];
-                ([first, second], [one, other])
-            };
+            let [(first, one), (second, other)] = [faulty(), faulty()];
+            let plans = [one, other];
             let replicas = replicas(vec![first, second]);
             let mut model = model(&replicas, 0);
             let memory = |replicas: &Replicas| -> [MemoryUse; 2] {
