@@ -63,7 +63,7 @@ impl Replica {
     fn before(
         &mut self,
         tensors: Vec<(Tensor, Vec<usize>)>,
-        drawn: Option<(Tensor, usize)>,
+        drawn: Option<DrawnOn>,
     ) -> Result<Vec<Before>> {
         let mut before = Vec::with_capacity(tensors.len());
         for (tensor, devices) in tensors {
@@ -83,7 +83,7 @@ impl Replica {
     fn after(
         &mut self,
         tensors: Holders,
-        drawn: Option<(Tensor, usize)>,
+        drawn: Option<DrawnOn>,
     ) -> Result<Vec<(Tensor, Vec<TensorOn>)>> {
         let drawn = drawn.map(|(tensor, device)| (tensor, vec![device]));
         let tensors = tensors.0.into_iter().chain(drawn);
@@ -120,8 +120,11 @@ impl Replica {
     }
 }
 
-/// The drawn tokens that parts read and write, each with the device that does.
-fn drawn(parts: &[Part]) -> (Option<(Tensor, usize)>, Option<(Tensor, usize)>) {
+/// Drawn tokens, and the device that reads or writes them.
+type DrawnOn = (Tensor, usize);
+
+/// The drawn tokens that parts read, and those that they write.
+fn drawn(parts: &[Part]) -> [Option<DrawnOn>; 2] {
     let (mut read, mut written) = (None, None);
     for part in parts {
         let Part::Run { ranks, ops } = part else {
@@ -135,7 +138,7 @@ fn drawn(parts: &[Part]) -> (Option<(Tensor, usize)>, Option<(Tensor, usize)>) {
             }
         }
     }
-    (read, written)
+    [read, written]
 }
 
 /// The devices that take part in any of these.
@@ -418,7 +421,7 @@ impl Backend for Replica {
             before,
             after,
         } = parts;
-        let (read, written) = drawn(&parts);
+        let [read, written] = drawn(&parts);
         let before = self.before(before, read)?;
         let after = self.after(after, written)?;
         let devices = devices_of(&parts);
