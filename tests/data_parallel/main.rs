@@ -10,7 +10,6 @@
 
 #[path = "../engine_harness/mod.rs"]
 mod engine_harness;
-#[allow(dead_code, reason = "other tests use more of it")]
 #[path = "../common/faulty.rs"]
 mod faulty;
 #[path = "../common/seeds.rs"]

@@ -43,7 +43,7 @@ fn of_kind(kind: u64) -> Request {
     let common = tokens(kind % 3 + 1, 64 * (kind % 4) as usize);
     let own = tokens(100 + kind, 5 + (kind * 17 % 90) as usize);
     Request {
-        samples: if kind % 6 == 0 { 3 } else { 1 },
+        samples: if kind.is_multiple_of(6) { 3 } else { 1 },
         sampling: match kind % 2 {
             0 => Sampling::GREEDY,
             _ => drawn(kind),
@@ -243,7 +243,7 @@ fn compare(
         };
         // Of a greedy answer it is known how near the second token was; draws are compared where the bits are the same.
         counts.ties += 1;
-        if kind % 2 == 0 {
+        if kind.is_multiple_of(2) {
             let top = &expected.logprobs[differs].as_ref().unwrap().top;
             assert!(top[0].1 - top[1].1 < TIE, "{what}: at token {differs}");
         }
