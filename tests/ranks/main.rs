@@ -32,9 +32,7 @@ use std::time::{Duration, Instant};
 use common::{Fixture, reference};
 use group::degrees;
 use kimi_linear::backend::cpu::CpuBackend;
-use kimi_linear::backend::{
-    Backend, DrawCapacity, Group, Place, Random, RandomWeight, StepOutput,
-};
+use kimi_linear::backend::{Backend, DrawCapacity, Group, Place, Random, RandomWeight, StepOutput};
 use kimi_linear::checkpoint::{Checkpoint, Format};
 use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::engine::{Engine, EngineHandle, EngineOptions, Event, Request};
