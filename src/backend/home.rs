@@ -1,7 +1,7 @@
 //! Where a backend of several devices computes a layer, and what becomes of the layer's caches when that changes.
 
 /// Where a replica computes a layer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct LayerHome {
     /// The device with the layer's attention, states, latents, norms, router and shared experts. The embedding belongs to layer 0,
     /// the final norm and the head to the last layer.
@@ -22,7 +22,7 @@ impl LayerHome {
 }
 
 /// What becomes of a layer's states and latents when the layer gets another place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Caches {
     /// They are moved with it.
     Keep,

@@ -72,6 +72,8 @@ pub use pool::{Block, LatentLayout, LatentPool, Slot, StateLayout, StatePool};
 pub use program::Program;
 pub use random::{Random, RandomWeight};
 pub use record::{LatentRecord, Orientation, StateRecord};
+#[cfg(all(feature = "data-parallel", feature = "transfer"))]
+pub(crate) use replica::Lent;
 #[cfg(not(target_arch = "wasm32"))]
 pub use replica::Replicas;
 #[cfg(not(target_arch = "wasm32"))]

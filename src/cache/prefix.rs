@@ -29,7 +29,7 @@ pub struct Hit {
 }
 
 /// How much of the pools and of host memory is in use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Occupancy {
     /// Slots in use.
     pub slots: usize,

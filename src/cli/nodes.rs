@@ -135,10 +135,7 @@ impl NodeOptions {
             tracing::info!("node {node} has joined");
         })?;
         progress.finish();
-        let ranks = ranks.into_iter();
-        Ok(ranks
-            .map(|rank| Box::new(rank) as Box<dyn Backend>)
-            .collect())
+        Ok(ranks)
     }
 
     /// Computes for node 0 until it is interrupted.

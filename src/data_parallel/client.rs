@@ -9,6 +9,7 @@ use super::answering::Answering;
 use super::controller::Control;
 use super::groups::Groups;
 use super::load::Loads;
+use super::members::{Member, Members};
 use super::state::Parameters;
 use crate::cache::Occupancy;
 use crate::engine::{
@@ -110,7 +111,9 @@ impl DataParallel {
         groups: Groups,
         automatic: bool,
     ) -> Result<Self, EngineError> {
-        let control = Control::start(groups, &self.shared, automatic)?;
+        let members = Arc::clone(&self.shared) as Arc<dyn Members>;
+        let local = (0..self.replicas()).collect();
+        let control = Control::start(groups, &members, local, automatic)?;
         self.control = Some(control);
         Ok(self)
     }
@@ -234,6 +237,20 @@ impl Shared {
         let each = self.engines.iter().enumerate();
         let left = each.filter(|(replica, _)| !loads.has_ended(*replica));
         left.map(|(_, replica)| &replica.engine).collect()
+    }
+}
+
+impl Members for Shared {
+    fn engine(&self, replica: usize) -> &dyn Member {
+        Shared::engine(self, replica)
+    }
+
+    fn end(&self, replica: usize) {
+        Shared::end(self, replica);
+    }
+
+    fn migrated(&self) -> u64 {
+        self.migrated_answers()
     }
 }
 

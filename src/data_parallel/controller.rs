@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use kimi_linear_plan::burst::drop;
 use kimi_linear_plan::burst::trigger::{Demand, Trigger, restores};
 
-use super::client::Shared;
 use super::groups::{Group, Groups};
-use super::state::Parameters;
+use super::members::Members;
+use super::state::{Parameters, ReplicaParameters};
 use crate::backend::Replicas;
 use crate::engine::{self, Status};
 use crate::error::{EngineError, Error};
@@ -41,17 +41,20 @@ enum Order {
 pub(super) struct Control {
     orders: Sender<Order>,
     devices: Arc<Replicas>,
+    /// The replicas of this process.
+    local: Vec<usize>,
     parameters: Arc<Mutex<Parameters>>,
 }
 
 impl Control {
-    /// Starts the thread. `automatic` says whether parameters are dropped and restored by demand.
+    /// Starts the thread. `local` are the replicas of this process; `automatic` says whether parameters are dropped and restored by demand.
     ///
     /// # Errors
     /// If no thread can be started.
     pub(super) fn start(
         groups: Groups,
-        shared: &Arc<Shared>,
+        shared: &Arc<dyn Members>,
+        local: Vec<usize>,
         automatic: bool,
     ) -> Result<Self, EngineError> {
         let (orders, received) = mpsc::channel();
@@ -74,17 +77,30 @@ impl Control {
         Ok(Self {
             orders,
             devices,
+            local,
             parameters,
         })
     }
 
-    /// The parameters of all replicas as of the last look, and the memory of their devices now.
+    /// Whether the device of a replica is there.
+    #[cfg(feature = "transfer")]
+    pub(super) fn has(&self, replica: usize) -> bool {
+        !self.devices.lost(replica)
+    }
+
+    /// The parameters of this process' replicas as of the last look, and the memory of their devices now.
     pub(super) fn parameters(&self) -> Parameters {
         let parameters = self.parameters.lock();
         let mut parameters = parameters.unwrap_or_else(PoisonError::into_inner).clone();
-        for (device, replica) in parameters.replicas.iter_mut().enumerate() {
-            replica.memory = self.devices.memory(device);
-        }
+        let all = std::mem::take(&mut parameters.replicas);
+        let local = all.into_iter().enumerate();
+        let local = local.filter(|(replica, _)| self.local.contains(replica));
+        parameters.replicas = local
+            .map(|(device, replica)| ReplicaParameters {
+                memory: self.devices.memory(device),
+                ..replica
+            })
+            .collect();
         parameters
     }
 
@@ -117,7 +133,7 @@ impl Control {
 
 struct Controller {
     groups: Groups,
-    shared: Weak<Shared>,
+    shared: Weak<dyn Members>,
     automatic: bool,
     trigger: Trigger,
     /// Until when nothing is changed, after a change that has failed.
@@ -137,20 +153,22 @@ impl Controller {
             let Some(shared) = self.shared.upgrade() else {
                 return;
             };
-            self.replace_lost(&shared);
+            let shared = &*shared;
+            self.replace_lost(shared);
+            self.take_in(shared);
             let answer = match order {
-                Some(Order::Drop(answer)) => Some((answer, self.merge_all(&shared))),
-                Some(Order::Restore(answer)) => Some((answer, self.restore_all(&shared))),
+                Some(Order::Drop(answer)) => Some((answer, self.merge_all(shared))),
+                Some(Order::Restore(answer)) => Some((answer, self.restore_all(shared))),
                 Some(Order::Lose(replica, answer)) => {
-                    let done = self.groups.lose(&shared, replica);
+                    let done = self.groups.lose(shared, replica);
                     Some((answer, self.noted(done)))
                 }
                 None => {
-                    self.look(&shared);
+                    self.look(shared);
                     None
                 }
             };
-            self.publish(&shared);
+            self.publish(shared);
             if let Some((answer, done)) = answer {
                 let _ = answer.send(done);
             }
@@ -158,9 +176,9 @@ impl Controller {
     }
 
     /// Tells everybody how it stands.
-    fn publish(&self, shared: &Shared) {
+    fn publish(&self, shared: &dyn Members) {
         let mut now = self.groups.parameters(Instant::now());
-        now.migrated = shared.migrated_answers();
+        now.migrated = shared.migrated();
         *self
             .parameters
             .lock()
@@ -168,10 +186,26 @@ impl Controller {
     }
 
     /// Has the answers of lost replicas go on at others, and their groups without them.
-    fn replace_lost(&mut self, shared: &Shared) {
+    fn replace_lost(&mut self, shared: &dyn Members) {
         for replica in self.groups.gone(shared) {
             let done = self.groups.lose(shared, replica);
             let _ = self.noted(done);
+        }
+    }
+
+    /// Uses a replica again that was lost.
+    fn take_in(&mut self, shared: &dyn Members) {
+        let lacked = |replica: &usize| self.groups.lacks(*replica);
+        let Some(replica) = shared.returned().filter(lacked) else {
+            return;
+        };
+        shared.begin(replica);
+        match self.groups.devices().found(replica) {
+            Ok(()) => self.groups.found(replica),
+            Err(error) => {
+                tracing::warn!("replica {replica} is not ready: {error}");
+                shared.end(replica);
+            }
         }
     }
 
@@ -183,7 +217,7 @@ impl Controller {
         })
     }
 
-    fn merge_all(&mut self, shared: &Shared) -> Result<(), Arc<Error>> {
+    fn merge_all(&mut self, shared: &dyn Members) -> Result<(), Arc<Error>> {
         let all: Vec<usize> = (0..self.groups.all().len()).collect();
         if let [_] = all[..]
             && self.groups.all()[0].is_dropped()
@@ -194,7 +228,7 @@ impl Controller {
         self.noted(merged)
     }
 
-    fn restore_all(&mut self, shared: &Shared) -> Result<(), Arc<Error>> {
+    fn restore_all(&mut self, shared: &dyn Members) -> Result<(), Arc<Error>> {
         while let Some(index) = self.groups.all().iter().position(Group::is_dropped) {
             let restored = self.groups.restore(shared, index);
             self.noted(restored)?;
@@ -203,7 +237,7 @@ impl Controller {
     }
 
     /// Acts by demand.
-    fn look(&mut self, shared: &Shared) {
+    fn look(&mut self, shared: &dyn Members) {
         let statuses = self.groups.statuses(shared);
         for replica in self.groups.resume(shared, &statuses) {
             let done = self.groups.lose(shared, replica);
@@ -220,7 +254,7 @@ impl Controller {
         }
     }
 
-    fn change_by_demand(&mut self, shared: &Shared, statuses: &[Option<Status>]) {
+    fn change_by_demand(&mut self, shared: &dyn Members, statuses: &[Option<Status>]) {
         let each = statuses.iter().flatten();
         let all = each.flat_map(demands);
         if let Some(missing) = self.trigger.look(all) {

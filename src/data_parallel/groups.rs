@@ -6,18 +6,16 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::client::Shared;
 use super::homes::{Homes, Move, moves};
+use super::members::{Members, Result, stopped};
 use super::sizes::{Budget, Ledger, PoolSizes, StateSizes};
 use super::state::{Clock, ParameterState, Parameters, ReplicaParameters};
-use crate::backend::{Caches, MemoryUse, Replicas, block_on};
-use crate::engine::{Engine, Status};
+use crate::backend::{Caches, MemoryUse, Replicas};
+use crate::engine::Status;
 use crate::error::{EngineError, Error};
 
 /// How often in a row a replica may fail without its device being lost.
 const MOST_ERRORS: u32 = 3;
-
-type Result<T> = std::result::Result<T, Arc<Error>>;
 
 /// Replicas that share parameters, or one that does not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,11 +109,11 @@ impl Groups {
     }
 
     /// The replicas that work, and their status. It waits for a step of each.
-    pub(super) fn statuses(&self, shared: &Shared) -> Vec<Option<Status>> {
+    pub(super) fn statuses(&self, shared: &dyn Members) -> Vec<Option<Status>> {
         let each = self.members.iter().enumerate();
         let status = |(replica, member): (usize, &Member)| {
             let working = (!member.lost).then(|| shared.engine(replica).status());
-            working.and_then(std::result::Result::ok)
+            working.flatten()
         };
         each.map(status).collect()
     }
@@ -156,7 +154,7 @@ impl Groups {
     }
 
     /// Replicas whose device or engine is gone since the last call.
-    pub(super) fn gone(&self, shared: &Shared) -> Vec<usize> {
+    pub(super) fn gone(&self, shared: &dyn Members) -> Vec<usize> {
         let gone = |replica: &usize| {
             !self.members[*replica].lost
                 && (self.devices.lost(*replica) || !shared.engine(*replica).is_running())
@@ -165,7 +163,11 @@ impl Groups {
     }
 
     /// Has engines go on that have failed because of another one's device, or for a moment; returns those that fail again and again.
-    pub(super) fn resume(&mut self, shared: &Shared, statuses: &[Option<Status>]) -> Vec<usize> {
+    pub(super) fn resume(
+        &mut self,
+        shared: &dyn Members,
+        statuses: &[Option<Status>],
+    ) -> Vec<usize> {
         let mut failing = Vec::new();
         for (replica, status) in statuses.iter().enumerate() {
             let Some(status) = status else { continue };
@@ -183,7 +185,7 @@ impl Groups {
             if member.errors > MOST_ERRORS {
                 failing.push(replica);
             } else {
-                let _ = shared.engine(replica).ask(Engine::resume);
+                let _ = shared.engine(replica).resume();
             }
         }
         failing
@@ -193,7 +195,7 @@ impl Groups {
     ///
     /// # Errors
     /// Groups that cannot be merged. An engine or a device that fails: the group is unfinished then, and is to be restored.
-    pub(super) fn merge(&mut self, shared: &Shared, groups: &[usize]) -> Result<()> {
+    pub(super) fn merge(&mut self, shared: &dyn Members, groups: &[usize]) -> Result<()> {
         let mut members: Vec<usize> = Vec::new();
         for index in groups {
             members.extend(&self.groups[*index].members);
@@ -222,14 +224,14 @@ impl Groups {
             members: members.clone(),
             unfinished: Some(Caches::Keep),
         });
-        let start = self.set_state(&members, ParameterState::Dropping);
+        let start = self.set_state(shared, &members, ParameterState::Dropping);
         self.make(shared, rounds, Caches::Keep)?;
         let moved = start.elapsed();
         for member in &members {
             self.resize(shared, *member, sizes)?;
         }
         self.set_unfinished(&members, None);
-        self.set_state(&members, ParameterState::Dropped);
+        self.set_state(shared, &members, ParameterState::Dropped);
         self.drops += 1;
         let PoolSizes { slots, blocks } = sizes;
         tracing::info!(
@@ -245,19 +247,16 @@ impl Groups {
     ///
     /// # Errors
     /// An engine or a device that fails: the group is unfinished then.
-    pub(super) fn restore(&mut self, shared: &Shared, index: usize) -> Result<()> {
+    pub(super) fn restore(&mut self, shared: &dyn Members, index: usize) -> Result<()> {
         let group = self.groups[index].clone();
         let caches = group.unfinished.unwrap_or(Caches::Keep);
         let members = group.members;
-        let start = self.set_state(&members, ParameterState::Restoring);
+        let start = self.set_state(shared, &members, ParameterState::Restoring);
         self.set_unfinished(&members, Some(caches));
         if caches == Caches::Discard {
             // Nothing of the caches is kept: pools shrink without moving anything.
             for member in &members {
-                ask(shared, *member, |engine| {
-                    engine.recompute_all();
-                    Ok(())
-                })?;
+                shared.engine(*member).recompute_all()?;
             }
         }
         for member in &members {
@@ -270,12 +269,9 @@ impl Groups {
         );
         self.make(shared, rounds, caches)?;
         for member in &members {
-            ask(shared, *member, |engine| {
-                engine.resume();
-                Ok(())
-            })?;
+            shared.engine(*member).resume()?;
         }
-        self.set_state(&members, ParameterState::Whole);
+        self.set_state(shared, &members, ParameterState::Whole);
         self.groups.retain(|group| group.members != members);
         self.groups
             .extend(members.iter().map(|it| Group::of(vec![*it])));
@@ -292,7 +288,7 @@ impl Groups {
     ///
     /// # Errors
     /// Another engine or device of the group that fails: the group is unfinished then.
-    pub(super) fn lose(&mut self, shared: &Shared, replica: usize) -> Result<()> {
+    pub(super) fn lose(&mut self, shared: &dyn Members, replica: usize) -> Result<()> {
         let member = &mut self.members[replica];
         if std::mem::replace(&mut member.lost, true) {
             return Ok(());
@@ -302,7 +298,8 @@ impl Groups {
         self.devices.lose(replica);
         // Its engine ends, too: what it has on the devices of others is free then.
         shared.end(replica);
-        self.set_state(&[replica], ParameterState::Lost);
+        let now = Instant::now();
+        self.members[replica].clock.set(ParameterState::Lost, now);
         let index = self
             .groups
             .iter()
@@ -327,6 +324,36 @@ impl Groups {
         self.restore(shared, self.groups.len() - 1)
     }
 
+    /// A replica is not there yet.
+    #[cfg(feature = "transfer")]
+    pub(super) fn without(mut self, replica: usize) -> Self {
+        self.devices.lose(replica);
+        let member = &mut self.members[replica];
+        member.lost = true;
+        member.clock.set(ParameterState::Lost, Instant::now());
+        self.groups
+            .retain(|group| !group.members.contains(&replica));
+        self
+    }
+
+    /// Whether a replica that was lost can be taken in.
+    pub(super) fn lacks(&self, replica: usize) -> bool {
+        self.members[replica].lost && self.unfinished().is_none()
+    }
+
+    /// A replica that was lost is there, and holds all parameters.
+    pub(super) fn found(&mut self, replica: usize) {
+        let homes = self.budget.whole(&[replica]);
+        let member = &mut self.members[replica];
+        member.lost = false;
+        member.errors = 0;
+        member.sizes = self.sizes.whole;
+        member.homes = homes.into_iter().flatten().collect();
+        member.clock.set(ParameterState::Whole, Instant::now());
+        self.groups.push(Group::of(vec![replica]));
+        tracing::info!("replica {replica} is there");
+    }
+
     fn homes(&self, members: &[usize]) -> Vec<Homes> {
         let homes = |member: &usize| self.members[*member].homes.clone();
         members.iter().map(homes).collect()
@@ -340,10 +367,17 @@ impl Groups {
         ledger.peak()
     }
 
-    fn set_state(&mut self, members: &[usize], state: ParameterState) -> Instant {
+    fn set_state(
+        &mut self,
+        shared: &dyn Members,
+        members: &[usize],
+        state: ParameterState,
+    ) -> Instant {
         let now = Instant::now();
         for member in members {
-            self.members[*member].clock.set(state, now);
+            let of = &mut self.members[*member];
+            of.clock.set(state, now);
+            shared.engine(*member).note(state, of.sizes);
         }
         now
     }
@@ -357,7 +391,7 @@ impl Groups {
     }
 
     /// Makes moves: those of a round at the same time, each by its replica's engine between two steps.
-    fn make(&mut self, shared: &Shared, rounds: Vec<Vec<Move>>, caches: Caches) -> Result<()> {
+    fn make(&mut self, shared: &dyn Members, rounds: Vec<Vec<Move>>, caches: Caches) -> Result<()> {
         for round in rounds {
             let made = std::thread::scope(|scope| {
                 let placing: Vec<_> = by_replica(round)
@@ -384,32 +418,16 @@ impl Groups {
         Ok(())
     }
 
-    fn resize(&mut self, shared: &Shared, replica: usize, sizes: PoolSizes) -> Result<()> {
+    fn resize(&mut self, shared: &dyn Members, replica: usize, sizes: PoolSizes) -> Result<()> {
         if self.members[replica].sizes == sizes {
             return Ok(());
         }
-        let PoolSizes { slots, blocks } = sizes;
         // If it fails, one of the pools may have its new size: the next change has to set both.
         self.members[replica].sizes = PoolSizes::default();
-        ask(shared, replica, move |engine| {
-            block_on(engine.resize(slots, blocks))
-        })?;
+        shared.engine(replica).resize(sizes)?;
         self.members[replica].sizes = sizes;
         Ok(())
     }
-}
-
-fn stopped() -> Arc<Error> {
-    Arc::new(EngineError::Stopped.into())
-}
-
-/// Has an engine do something between two steps.
-fn ask(
-    shared: &Shared,
-    replica: usize,
-    work: impl FnOnce(&mut Engine) -> Result<()> + Send + 'static,
-) -> Result<()> {
-    shared.engine(replica).ask(work).map_err(|_| stopped())?
 }
 
 /// The moves of each replica.
@@ -426,17 +444,15 @@ fn by_replica(round: Vec<Move>) -> Vec<(usize, Vec<Move>)> {
 
 /// Has an engine place layers; returns those that it placed, and the error that was in the way of the rest.
 fn place(
-    shared: &Shared,
+    shared: &dyn Members,
     replica: usize,
     moves: Vec<Move>,
     caches: Caches,
 ) -> (Vec<Move>, Option<Arc<Error>>) {
     let mut done = Vec::new();
     for it in moves {
-        let (layer, home) = (it.layer, it.home.clone());
-        let placed = ask(shared, replica, move |engine| {
-            block_on(engine.place(layer, &home, caches))
-        });
+        let engine = shared.engine(replica);
+        let placed = engine.place(it.layer, it.home.clone(), caches);
         match placed {
             Ok(()) => done.push(it),
             Err(error) => return (done, Some(error)),

@@ -85,7 +85,7 @@ pub fn device_weights(
 }
 
 /// The budget of each device.
-fn budget(
+pub(super) fn budget(
     config: &ModelConfig,
     weights: &[LayerBytes],
     planner: &MemoryPlanner,
@@ -185,7 +185,7 @@ impl LlmFiles {
     }
 
     /// Loads a model into each of these backends, and starts its engine.
-    fn start(
+    pub(super) fn start(
         &self,
         checkpoint: &Checkpoint,
         backends: Vec<Box<dyn Backend>>,

@@ -12,7 +12,7 @@ use crate::engine::BLOCK_TOKENS;
 use crate::error::EngineError;
 
 /// Slots and blocks of one replica.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct PoolSizes {
     /// KDA state slots.
     pub slots: usize,

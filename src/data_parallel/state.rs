@@ -6,7 +6,7 @@ use super::homes::ParameterDrop;
 use crate::backend::MemoryUse;
 
 /// What the parameters of a replica do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ParameterState {
     /// All of them are on its device.

@@ -22,7 +22,7 @@ use crate::backend::{Choice, Drawn, OutputRow, Segment, StateCheckpoint};
 use crate::error::{Error, Scope};
 
 /// Numbers of proposals and of their tokens so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Speculated {
     /// Proposals.
     pub drafts: u64,

@@ -5,7 +5,7 @@ use super::speculate::Speculated;
 use crate::cache::{Occupancy, Residency};
 
 /// Numbers of sequences, and usage of the pools.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Status {
     /// Number of running sequences.
     pub running: usize,
@@ -24,7 +24,7 @@ pub struct Status {
 }
 
 /// What sequences need of the pools.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Demand {
     /// Slots in use, without those that only checkpoints use, which are evicted when a sequence needs them.
     pub held_slots: usize,

@@ -13,7 +13,7 @@ use crate::error::{BackendError, Scope};
 
 /// The device of a rank, as its node describes it when it connects.
 #[derive(Serialize, Deserialize)]
-pub(super) struct RankDevice {
+pub(crate) struct RankDevice {
     pub(super) backend: String,
     pub(super) index: usize,
     pub(super) name: String,
@@ -62,7 +62,7 @@ pub(super) struct Call {
 
 /// What is asked of a rank: a method of [`Backend`](crate::backend::Backend) or of one of its steps.
 #[derive(Serialize, Deserialize)]
-pub(super) enum Request {
+pub(crate) enum Request {
     /// The devices of all ranks of the node; the first call.
     Devices,
     /// This rank's part of the weight that these tensors make up.
@@ -73,6 +73,14 @@ pub(super) enum Request {
         degrees: Parallelism,
         /// The rank, counted within its stage.
         rank: usize,
+    },
+    /// A use of the weight, or of a part of its experts, that this process has of the same model and these tensors.
+    Use {
+        name: String,
+        tensors: Vec<String>,
+        place: Place,
+        /// Its shape: matrices, rows and columns.
+        shape: [usize; 3],
     },
     RandomWeight(RandomWeight),
     Tensor(Rows, usize, usize, Element),
@@ -111,7 +119,7 @@ pub(super) enum Request {
 
 /// The result of a request.
 #[derive(Serialize, Deserialize)]
-pub(super) enum Reply {
+pub(crate) enum Reply {
     Done,
     Devices(Vec<RankDevice>),
     Weight(Weight),
@@ -132,10 +140,10 @@ pub(super) enum Reply {
 
 /// An error of a rank.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Failure {
+pub(crate) struct Failure {
     /// Whether the device is lost.
-    pub(super) lost: bool,
-    pub(super) what: String,
+    pub(crate) lost: bool,
+    pub(crate) what: String,
 }
 
 impl From<&BackendError> for Failure {
@@ -148,12 +156,12 @@ impl From<&BackendError> for Failure {
 }
 
 /// The bytes of a message.
-pub(super) fn encode(message: &impl Serialize) -> Result<Vec<u8>, BackendError> {
+pub(crate) fn encode(message: &impl Serialize) -> Result<Vec<u8>, BackendError> {
     postcard::to_stdvec(message).map_err(|error| invalid("sending", &error))
 }
 
 /// The message of these bytes.
-pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BackendError> {
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BackendError> {
     match postcard::take_from_bytes(bytes) {
         Ok((message, [])) => Ok(message),
         Ok((_, rest)) => Err(invalid(

@@ -1,10 +1,11 @@
 //! Ranks of a model in other processes, on this machine or on others.
 //!
-//! The process with rank 0 has engine and server. Its [`Group`](crate::backend::Group) has a [`RemoteRank`] for each rank of another
+//! The process with rank 0 has engine and server. Its [`Group`](crate::backend::Group) has a device for each rank of another
 //! process: a backend whose calls are sent there. The other processes, the nodes, connect to it, open their devices, and run
 //! what they are asked for ([`Node::serve`]). A node loads its parts of the weights from its own files. A node that was lost may
 //! come back: the group is whole again then, and no other process loads anything ([`Backend::recover`](crate::backend::Backend::recover)).
 
+mod answer;
 mod message;
 mod node;
 mod nodes;
@@ -12,7 +13,14 @@ mod remote;
 
 pub use node::Node;
 pub use nodes::Nodes;
-pub use remote::RemoteRank;
+
+#[cfg(feature = "data-parallel")]
+pub(crate) use {
+    answer::{Steps, answer, answer_with},
+    message::{Reply, Request, decode, encode},
+    nodes::reply,
+    remote::{Line, Remote},
+};
 
 use crate::backend::Parallelism;
 use crate::checkpoint::{Checkpoint, Fingerprint};

@@ -1,14 +1,14 @@
 //! A node: a process whose ranks are called by the process with rank 0.
 
-use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::message::{Call, Failure, RankDevice, Reply, Request, decode, encode};
-use crate::backend::{Backend, Device, Leave, Place, Result, Step, WeightSource, divided_weight};
+use super::answer::{Steps, answer, answer_with, unknown};
+use super::message::{Call, RankDevice, Reply, Request, decode};
+use crate::backend::{Backend, Device, Leave, Place, Result, WeightSource, divided_weight};
 use crate::checkpoint::Checkpoint;
 use crate::error::{BackendError, Error, TransferError};
 use crate::model::weight_source;
@@ -37,7 +37,7 @@ pub struct Node<'a> {
 /// A rank with its steps, on a thread of its own: ranks may wait for each other.
 struct Local<'a> {
     backend: Box<dyn Backend>,
-    steps: HashMap<u64, Box<dyn Step>>,
+    steps: Steps,
     checkpoint: &'a Checkpoint,
     leave: &'a Leaving,
 }
@@ -128,7 +128,7 @@ impl Node<'_> {
                 let (sender, requests) = channel();
                 let local = Local {
                     backend,
-                    steps: HashMap::new(),
+                    steps: Steps::new(),
                     checkpoint: self.checkpoint,
                     leave,
                 };
@@ -172,16 +172,6 @@ fn forward(
     sent.map(|()| None).map_err(|_| missing())
 }
 
-/// Answers a call.
-fn answer(peer: &Peer, number: u32, reply: Result<Reply>) {
-    let failed = |error: &BackendError| Reply::Failed(Failure::from(error));
-    let reply = reply.unwrap_or_else(|error| failed(&error));
-    let bytes = encode(&reply).or_else(|error| encode(&failed(&error)));
-    if let Ok(bytes) = bytes {
-        peer.answer(number, bytes);
-    }
-}
-
 impl Local<'_> {
     /// Answers this rank's calls, one after the other.
     fn run(mut self, peer: &Peer, requests: &Receiver<(u32, Request)>) {
@@ -192,17 +182,10 @@ impl Local<'_> {
 
     fn answer(&mut self, request: Request) -> Result<Reply> {
         let Self { backend, steps, .. } = self;
-        Ok(match request {
-            Request::Devices | Request::Leave => Reply::Done,
-            Request::Recover => {
-                backend.recover()?;
-                Reply::Done
-            }
-            Request::Collectives => Reply::Collectives(backend.collectives()?),
-            Request::CollectiveId => Reply::CollectiveId(backend.collective_id()?),
+        match request {
             Request::Join(id, rank, ranks) => {
                 keep(self.leave, backend.join(id, rank, ranks)?);
-                Reply::Done
+                Ok(Reply::Done)
             }
             Request::Weight {
                 tensors,
@@ -212,81 +195,11 @@ impl Local<'_> {
                 rank,
             } => {
                 let source = source(self.checkpoint, &tensors, stack, place)?;
-                Reply::Weight(backend.weight(divided_weight(&source, &degrees, rank)?)?)
+                let part = divided_weight(&source, &degrees, rank)?;
+                Ok(Reply::Weight(backend.weight(part)?))
             }
-            Request::RandomWeight(weight) => Reply::Weight(backend.random_weight(weight)?),
-            Request::Tensor(rows, capacity, width, element) => {
-                Reply::Tensor(backend.tensor(rows, capacity, width, element)?)
-            }
-            Request::WriteTensor(tensor, values) => {
-                backend.write_tensor(tensor, &values)?;
-                Reply::Done
-            }
-            Request::ReadTensor(tensor, rows) => {
-                Reply::Values(backend.read_tensor(tensor, rows).wait()?)
-            }
-            Request::StatePool(layout) => Reply::StatePool(backend.state_pool(layout)?),
-            Request::LatentPool(layout) => Reply::LatentPool(backend.latent_pool(layout)?),
-            Request::Release(weight) => {
-                backend.release(weight)?;
-                Reply::Done
-            }
-            Request::ResizeStates(pool, slots) => {
-                Reply::StatePool(backend.resize_states(&pool, slots)?)
-            }
-            Request::ResizeLatents(pool, blocks) => {
-                Reply::LatentPool(backend.resize_latents(&pool, blocks)?)
-            }
-            Request::ReleaseStates(pool) => {
-                backend.release_states(pool)?;
-                Reply::Done
-            }
-            Request::ReleaseLatents(pool) => {
-                backend.release_latents(pool)?;
-                Reply::Done
-            }
-            Request::Memory => Reply::Memory(backend.memory()),
-            Request::FillStates(pool, random) => {
-                backend.fill_states(&pool, random)?;
-                Reply::Done
-            }
-            Request::FillLatents(pool, random) => {
-                backend.fill_latents(&pool, random)?;
-                Reply::Done
-            }
-            Request::ReadState(pool, layer, slot) => {
-                Reply::State(backend.read_state(&pool, layer, slot).wait()?)
-            }
-            Request::WriteState(pool, layer, slot, record) => {
-                backend.write_state(&pool, layer, slot, &record)?;
-                Reply::Done
-            }
-            Request::ReadLatents(pool, layer, block, tokens) => {
-                Reply::Latents(backend.read_latents(&pool, layer, block, tokens).wait()?)
-            }
-            Request::WriteLatents(pool, layer, block, record) => {
-                backend.write_latents(&pool, layer, block, &record)?;
-                Reply::Done
-            }
-            Request::Compile(number, program, capacity) => {
-                let step = backend.compile(&program, capacity)?;
-                let names = step.operations().iter().map(|name| (*name).to_owned());
-                let names = names.collect();
-                steps.insert(number, step);
-                Reply::Operations(names)
-            }
-            Request::Time(number, on) => {
-                step(steps, number)?.time(on)?;
-                Reply::Done
-            }
-            Request::Submit(number, batch) => {
-                Reply::Output(step(steps, number)?.submit(&batch)?.wait()?)
-            }
-            Request::Drop(number) => {
-                steps.remove(&number);
-                Reply::Done
-            }
-        })
+            request => answer_with(&mut **backend, steps, request)?.wait(),
+        }
     }
 }
 
@@ -303,20 +216,4 @@ fn source(
         what: format!("to load {}", tensors.first().map_or("", |name| name)),
         reason: error.to_string(),
     })
-}
-
-fn step(steps: &mut HashMap<u64, Box<dyn Step>>, number: u64) -> Result<&mut Box<dyn Step>> {
-    let count = steps.len();
-    steps
-        .get_mut(&number)
-        .ok_or_else(|| unknown("step", number, &format!("{count} steps")))
-}
-
-fn unknown(what: &'static str, number: u64, there: &str) -> BackendError {
-    BackendError::Shape {
-        operation: "a node",
-        what,
-        expected: format!("one of its {there}"),
-        found: number.to_string(),
-    }
 }

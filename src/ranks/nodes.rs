@@ -12,8 +12,8 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
 use super::message::{Call, Reply, Request, decode, encode};
-use super::remote::{RemoteRank, Writes};
-use crate::backend::{Parallelism, Result, block_on};
+use super::remote::{RankLine, Remote};
+use crate::backend::{Backend, Parallelism, Result, block_on};
 use crate::error::{BackendError, TransferError};
 use crate::transfer::peers::{self, Acceptor, Peer};
 use crate::transfer::{Identity, TransferOptions};
@@ -100,8 +100,8 @@ impl Nodes {
         ranks: usize,
         degrees: Parallelism,
         joined: &mut dyn FnMut(usize),
-    ) -> Result<Vec<RemoteRank>> {
-        let mut remote = Vec::new();
+    ) -> Result<Vec<Box<dyn Backend>>> {
+        let mut remote: Vec<Box<dyn Backend>> = Vec::new();
         for (node, peer) in self.connections.all(joined) {
             let Reply::Devices(devices) = self.connections.make(&peer, 0, Request::Devices)? else {
                 return Err(unexpected());
@@ -115,17 +115,15 @@ impl Nodes {
                 });
             }
             for (rank, device) in devices.into_iter().enumerate() {
-                remote.push(RemoteRank {
-                    runtime: Arc::clone(&self.runtime),
+                let line = RankLine {
+                    _runtime: Arc::clone(&self.runtime),
                     connections: Arc::clone(&self.connections),
-                    device: device.device(node),
                     peer: Arc::clone(&peer),
                     rank,
                     degrees,
                     in_stage: (node * ranks + rank) % degrees.width(),
-                    steps: 0,
-                    writes: Writes::default(),
-                });
+                };
+                remote.push(Box::new(Remote::new(line, device.device(node))));
             }
         }
         Ok(remote)
@@ -258,7 +256,7 @@ async fn accept(mut acceptor: Acceptor, connections: Arc<Connections>) {
 ///
 /// # Errors
 /// The rank's error, or bytes that are no reply.
-pub(super) fn reply(peer: &Peer, answer: &[u8]) -> Result<Reply> {
+pub(crate) fn reply(peer: &Peer, answer: &[u8]) -> Result<Reply> {
     let node = peer.number();
     match decode(answer)? {
         Reply::Failed(failure) if failure.lost => Err(BackendError::Lost {

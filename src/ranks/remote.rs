@@ -1,4 +1,4 @@
-//! The ranks of other processes as backends of this one.
+//! Devices of other processes as backends of this one.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,11 +15,33 @@ use crate::backend::{
 use crate::error::BackendError;
 use crate::transfer::peers::Peer;
 
-/// Sends a call; the ticket has the answer, or the rank's error.
-fn call(peer: &Arc<Peer>, rank: usize, request: Request) -> Result<Ticket<Reply>> {
-    let pending = peer.call(encode(&Call { rank, request })?);
-    let peer = Arc::clone(peer);
-    Ok(Ticket::new(async move { reply(&peer, &pending.await?) }))
+/// The way of calls to a device of another process. Clones are the same way.
+pub(crate) trait Line: Clone + Send + Sync + 'static {
+    /// Sends a call; the ticket has the answer, or the device's error.
+    ///
+    /// # Errors
+    /// A call that cannot be sent.
+    fn call(&self, request: Request) -> Result<Ticket<Reply>>;
+
+    /// Has the device make something, or free it.
+    ///
+    /// # Errors
+    /// Those of the device.
+    fn make(&self, request: Request) -> Result<Reply> {
+        self.call(request)?.wait()
+    }
+
+    /// What asks for a weight.
+    ///
+    /// # Errors
+    /// A weight that the other process cannot have.
+    fn weight(&self, source: WeightSource) -> Result<Request>;
+
+    /// Uses the last connection from now on; returns whether it is another one than before.
+    ///
+    /// # Errors
+    /// No connection.
+    fn recover(&mut self) -> Result<bool>;
 }
 
 /// Writes of tensors that the node has not confirmed. Nothing waits for them but the result of the call after them, which the
@@ -31,6 +53,11 @@ impl Writes {
     fn add(&self, write: Ticket<Reply>) {
         let mut writes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         writes.push(write);
+    }
+
+    fn forget(&self) {
+        let mut writes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        writes.clear();
     }
 
     /// A reply to a call after them, or the first error of theirs.
@@ -49,21 +76,80 @@ impl Writes {
     }
 }
 
-/// A rank in another process.
-pub struct RemoteRank {
-    /// Drives the connections.
-    pub(super) runtime: Arc<Runtime>,
+/// A device of another process.
+pub(crate) struct Remote<L> {
+    pub(crate) line: L,
+    device: Device,
+    /// Steps so far.
+    steps: u64,
+    writes: Writes,
+}
+
+impl<L> Remote<L> {
+    pub(crate) fn new(line: L, device: Device) -> Self {
+        Self {
+            line,
+            device,
+            steps: 0,
+            writes: Writes::default(),
+        }
+    }
+}
+
+/// The way to a rank of a node.
+#[derive(Clone)]
+pub(super) struct RankLine {
+    /// Drives the connections; it ends with the last line.
+    pub(super) _runtime: Arc<Runtime>,
     pub(super) connections: Arc<Connections>,
-    pub(super) device: Device,
     pub(super) peer: Arc<Peer>,
     /// Counted among the node's.
     pub(super) rank: usize,
     pub(super) degrees: Parallelism,
     /// Counted within its stage.
     pub(super) in_stage: usize,
-    /// Steps so far.
-    pub(super) steps: u64,
-    pub(super) writes: Writes,
+}
+
+impl Line for RankLine {
+    fn call(&self, request: Request) -> Result<Ticket<Reply>> {
+        let rank = self.rank;
+        let pending = self.peer.call(encode(&Call { rank, request })?);
+        let peer = Arc::clone(&self.peer);
+        Ok(Ticket::new(async move { reply(&peer, &pending.await?) }))
+    }
+
+    fn make(&self, request: Request) -> Result<Reply> {
+        // Something that it must have again when its node has been away.
+        self.connections.make(&self.peer, self.rank, request)
+    }
+
+    fn weight(&self, source: WeightSource) -> Result<Request> {
+        if source.tensors.is_empty() {
+            return Err(BackendError::Unsupported {
+                backend: "remote",
+                what: format!("{}: a weight that is not of a checkpoint", source.name),
+            });
+        }
+        let stack = match source.place.experts {
+            true => source.tensors.len(),
+            false => source.stack,
+        };
+        Ok(Request::Weight {
+            tensors: source.tensors,
+            stack,
+            place: source.place,
+            degrees: self.degrees,
+            rank: self.in_stage,
+        })
+    }
+
+    fn recover(&mut self) -> Result<bool> {
+        if self.peer.ended().is_none() {
+            return Ok(false);
+        }
+        self.peer = self.connections.again(self.peer.number())?;
+        Ok(true)
+    }
 }
 
 /// The value of a reply of this kind.
@@ -99,14 +185,13 @@ fn done(reply: Reply) -> Result<()> {
     }
 }
 
-impl RemoteRank {
+impl<L: Line> Remote<L> {
     fn call(&self, request: Request) -> Result<Ticket<Reply>> {
-        call(&self.peer, self.rank, request)
+        self.line.call(request)
     }
 
-    /// Has the rank make something that it must have again when its node has been away.
     fn make(&self, request: Request) -> Result<Reply> {
-        self.connections.make(&self.peer, self.rank, request)
+        self.line.make(request)
     }
 
     fn done(&self, request: Request) -> Result<()> {
@@ -114,38 +199,21 @@ impl RemoteRank {
     }
 }
 
-impl Backend for RemoteRank {
+impl<L: Line> Backend for Remote<L> {
     fn device(&self) -> &Device {
         &self.device
     }
 
     fn recover(&mut self) -> Result<()> {
-        if self.peer.ended().is_some() {
-            self.peer = self.connections.again(self.peer.number())?;
+        if self.line.recover()? {
             // Those of the connection that ended have failed with it.
-            self.writes = Writes::default();
+            self.writes.forget();
         }
         self.done(Request::Recover)
     }
 
     fn weight(&mut self, source: WeightSource) -> Result<Weight> {
-        if source.tensors.is_empty() {
-            return Err(BackendError::Unsupported {
-                backend: "remote",
-                what: format!("{}: a weight that is not of a checkpoint", source.name),
-            });
-        }
-        let stack = match source.place.experts {
-            true => source.tensors.len(),
-            false => source.stack,
-        };
-        let request = Request::Weight {
-            tensors: source.tensors,
-            stack,
-            place: source.place,
-            degrees: self.degrees,
-            rank: self.in_stage,
-        };
+        let request = self.line.weight(source)?;
         answered!(self.make(request), Weight)
     }
 
@@ -263,9 +331,7 @@ impl Backend for RemoteRank {
         // The names are those of operations that this process knows.
         let known = |name: &String| Op::known_name(name).unwrap_or("other");
         Ok(Box::new(RemoteStep {
-            _runtime: Arc::clone(&self.runtime),
-            peer: Arc::clone(&self.peer),
-            rank: self.rank,
+            line: self.line.clone(),
             number,
             writes: self.writes.clone(),
             names: operations.iter().map(known).collect(),
@@ -282,46 +348,38 @@ impl Backend for RemoteRank {
 
     fn join(&mut self, id: CollectiveId, rank: usize, ranks: usize) -> Result<Leave> {
         self.done(Request::Join(id, rank, ranks))?;
-        let (runtime, peer, rank) = (Arc::clone(&self.runtime), Arc::clone(&self.peer), self.rank);
-        Ok(Arc::new(move || {
-            let _running = &runtime;
-            drop(call(&peer, rank, Request::Leave));
-        }))
+        let line = self.line.clone();
+        Ok(Arc::new(move || drop(line.call(Request::Leave))))
     }
 }
 
-/// A step of a rank in another process.
-struct RemoteStep {
-    _runtime: Arc<Runtime>,
-    peer: Arc<Peer>,
-    rank: usize,
+/// A step of a device of another process.
+struct RemoteStep<L: Line> {
+    line: L,
     number: u64,
     writes: Writes,
     names: Vec<&'static str>,
 }
 
-impl Step for RemoteStep {
+impl<L: Line> Step for RemoteStep<L> {
     fn operations(&self) -> &[&'static str] {
         &self.names
     }
 
     fn time(&mut self, on: bool) -> Result<()> {
-        match call(&self.peer, self.rank, Request::Time(self.number, on))?.wait()? {
-            Reply::Done => Ok(()),
-            _ => Err(unexpected()),
-        }
+        done(self.line.call(Request::Time(self.number, on))?.wait()?)
     }
 
     fn submit(&mut self, batch: &Batch) -> Result<Ticket<StepOutput>> {
         let request = Request::Submit(self.number, batch.clone());
-        let submitted = call(&self.peer, self.rank, request);
+        let submitted = self.line.call(request);
         Ok(ticket!(self.writes.before(submitted), Output))
     }
 }
 
-impl Drop for RemoteStep {
+impl<L: Line> Drop for RemoteStep<L> {
     fn drop(&mut self) {
-        // A node that is gone has dropped it.
-        drop(call(&self.peer, self.rank, Request::Drop(self.number)));
+        // A process that is gone has dropped it.
+        drop(self.line.call(Request::Drop(self.number)));
     }
 }

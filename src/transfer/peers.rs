@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::task::{Context, Poll};
 
@@ -53,15 +54,23 @@ fn local(identity: Identity, options: &TransferOptions) -> Arc<Local> {
     })
 }
 
+/// The bit of a call's number that says which process made it: set, the one that connected.
+const DIALLED: u32 = 1 << 31;
+
 /// A connection to another process, after its handshake.
 pub(crate) struct Peer {
-    outbox: UnboundedSender<(u32, Frame)>,
+    /// `None` after this process closed the connection.
+    outbox: Mutex<Option<UnboundedSender<(u32, Frame)>>>,
     /// What the other process calls itself: the number of a node.
     number: u128,
+    /// [`DIALLED`] or 0, in the numbers of this process' calls.
+    side: u32,
     shared: Arc<Shared>,
+    /// The other process' calls, if it connected to an [`Acceptor`] that answers some.
+    calls: Mutex<Option<Receiver<(u32, Bytes)>>>,
 }
 
-/// The receiver of messages that answer no call.
+/// The receiver of the other process' calls.
 type Take = Box<dyn FnMut(u32, Bytes) + Send>;
 
 #[derive(Default)]
@@ -106,6 +115,8 @@ impl Shared {
 pub(crate) struct Acceptor {
     listener: TcpListener,
     local: Arc<Local>,
+    /// Whether the calls of those who connect are kept, to be answered.
+    answers: bool,
     shaking: JoinSet<Option<Peer>>,
 }
 
@@ -118,7 +129,17 @@ impl Acceptor {
         Self {
             listener,
             local: local(identity, options),
+            answers: false,
             shaking: JoinSet::new(),
+        }
+    }
+
+    /// The same; calls of those who connect are in [`Peer::calls`].
+    #[cfg(feature = "data-parallel")]
+    pub(crate) fn answering(self) -> Self {
+        Self {
+            answers: true,
+            ..self
         }
     }
 
@@ -130,7 +151,8 @@ impl Acceptor {
                 accepted = self.listener.accept(), if room => {
                     let accepted = accepted
                         .map_err(|error| TransferError::io("accepting a connection", error))?;
-                    self.shaking.spawn(handshake(accepted, Arc::clone(&self.local)));
+                    let local = Arc::clone(&self.local);
+                    self.shaking.spawn(handshake(accepted, local, self.answers));
                 }
                 Some(done) = self.shaking.join_next() => {
                     if let Ok(Some(peer)) = done {
@@ -142,7 +164,11 @@ impl Acceptor {
     }
 }
 
-async fn handshake((socket, address): (TcpStream, SocketAddr), local: Arc<Local>) -> Option<Peer> {
+async fn handshake(
+    (socket, address): (TcpStream, SocketAddr),
+    local: Arc<Local>,
+    answers: bool,
+) -> Option<Peer> {
     let shaken = timeout(local.options.handshake_timeout, async {
         let mut taken = take(socket, &local).await?;
         match taken.authenticate(&local).await {
@@ -154,7 +180,17 @@ async fn handshake((socket, address): (TcpStream, SocketAddr), local: Arc<Local>
         }
     });
     match shaken.await {
-        Ok(Ok((taken, number))) => Some(start(Taken::link(taken), number, &local, None)),
+        Ok(Ok((taken, number))) => {
+            let (sender, calls) = channel();
+            let take: Take = Box::new(move |number, bytes| drop(sender.send((number, bytes))));
+            let (take, calls) = match answers {
+                true => (Some(take), Some(calls)),
+                false => (None, None),
+            };
+            let peer = start(Taken::link(taken), number, 0, &local, take);
+            *locked(&peer.calls) = calls;
+            Some(peer)
+        }
         Ok(Err(error)) => {
             tracing::warn!("a node at {address} was refused: {error}");
             None
@@ -166,7 +202,7 @@ async fn handshake((socket, address): (TcpStream, SocketAddr), local: Arc<Local>
     }
 }
 
-/// Connects to the process at `address`. Messages that it sends by itself go to `take`.
+/// Connects to the process at `address`. Its calls go to `take`.
 pub(crate) async fn dial(
     address: &str,
     number: u128,
@@ -176,10 +212,10 @@ pub(crate) async fn dial(
 ) -> Result<Peer, TransferError> {
     let local = local(identity.clone(), options);
     let link = connect(address, number, &local).await?;
-    Ok(start(link, number, &local, Some(take)))
+    Ok(start(link, number, DIALLED, &local, Some(take)))
 }
 
-fn start(link: Link, number: u128, local: &Arc<Local>, mut take: Option<Take>) -> Peer {
+fn start(link: Link, number: u128, side: u32, local: &Arc<Local>, mut take: Option<Take>) -> Peer {
     let (outbox, queued) = unbounded_channel();
     let shared = Arc::<Shared>::default();
     let answers = Arc::clone(&shared);
@@ -187,14 +223,13 @@ fn start(link: Link, number: u128, local: &Arc<Local>, mut take: Option<Take>) -
     tokio::spawn(async move {
         let received = |received: Received| match received.frame {
             Frame::Message { bytes } => {
-                match &mut take {
-                    Some(take) => take(received.transfer, bytes),
-                    None => {
-                        let slot = locked(&answers.state).waiting.remove(&received.transfer);
-                        if let Some(slot) = slot {
-                            slot.put(Ok(bytes));
-                        }
+                if received.transfer & DIALLED == side {
+                    let slot = locked(&answers.state).waiting.remove(&received.transfer);
+                    if let Some(slot) = slot {
+                        slot.put(Ok(bytes));
                     }
+                } else if let Some(take) = &mut take {
+                    take(received.transfer, bytes);
                 }
                 Ok(())
             }
@@ -205,9 +240,11 @@ fn start(link: Link, number: u128, local: &Arc<Local>, mut take: Option<Take>) -
         answers.end(&reason);
     });
     Peer {
-        outbox,
+        outbox: Mutex::new(Some(outbox)),
         number,
+        side,
         shared,
+        calls: Mutex::default(),
     }
 }
 
@@ -219,14 +256,13 @@ impl Peer {
         if let Some(reason) = &state.ended {
             slot.put(Err(reason.clone()));
         } else {
-            let number = state.next;
-            state.next = number.wrapping_add(1);
+            let number = state.next | self.side;
+            state.next = state.next.wrapping_add(1) & !DIALLED;
             state.waiting.insert(number, Arc::clone(&slot));
             let frame = Frame::Message {
                 bytes: bytes.into(),
             };
-            // The receiver ends with the connection, which completes the slot.
-            drop(self.outbox.send((number, frame)));
+            self.send(number, frame);
         }
         drop(state);
         Pending {
@@ -239,7 +275,27 @@ impl Peer {
     /// Answers a call of the other process.
     pub(crate) fn answer(&self, number: u32, bytes: Vec<u8>) {
         let bytes = bytes.into();
-        drop(self.outbox.send((number, Frame::Message { bytes })));
+        self.send(number, Frame::Message { bytes });
+    }
+
+    fn send(&self, number: u32, frame: Frame) {
+        // The receiver ends with the connection, which completes what waits for answers.
+        if let Some(outbox) = &*locked(&self.outbox) {
+            drop(outbox.send((number, frame)));
+        }
+    }
+
+    /// The calls of the other process, once, if [`Acceptor::answering`] has them kept. They end with the connection.
+    #[cfg(feature = "data-parallel")]
+    pub(crate) fn calls(&self) -> Option<Receiver<(u32, Bytes)>> {
+        locked(&self.calls).take()
+    }
+
+    /// Ends the connection.
+    #[cfg(feature = "data-parallel")]
+    pub(crate) fn close(&self) {
+        *locked(&self.outbox) = None;
+        self.shared.end("it was closed");
     }
 
     /// The number of the node on the other side.

@@ -136,7 +136,7 @@ pub const SLOTS: usize = 6;
 pub const SEQUENCES: usize = 4;
 
 /// The sizes of replicas, without a budget.
-fn planner() -> MemoryPlanner {
+pub fn planner() -> MemoryPlanner {
     MemoryPlanner {
         sequences: SEQUENCES,
         context: Some(512),
@@ -151,12 +151,12 @@ fn planner() -> MemoryPlanner {
     }
 }
 
-fn files() -> LlmFiles {
+pub fn files() -> LlmFiles {
     LlmFiles::open(&reference("tiny-a")).unwrap()
 }
 
 /// The least memory with which replicas that hold all parameters have this number of slots.
-fn memory(form: ParameterDrop, replicas: usize) -> u64 {
+pub fn memory(form: ParameterDrop, replicas: usize) -> u64 {
     static KNOWN: Mutex<BTreeMap<(&str, usize), u64>> = Mutex::new(BTreeMap::new());
     let mut known = KNOWN.lock().unwrap();
     let entry = known.entry((form.name(), replicas));
@@ -193,13 +193,9 @@ pub struct Dropping {
     pub states: StateSizes,
 }
 
-/// As many replicas with a small budget.
-pub fn dropping(form: ParameterDrop, replicas: usize, automatic: bool) -> Dropping {
-    let plans: Vec<Shared> = (0..replicas).map(|_| Shared::default()).collect();
-    let faulty = |plan| Box::new(Faulty::new(Box::new(CpuBackend::new()), plan));
-    let devices = plans.iter().map(|plan| faulty(plan) as _).collect();
-    let memory = memory(form, replicas);
-    let options = DataParallelOptions {
+/// Options of replicas with a budget.
+pub fn options(form: ParameterDrop, memory: u64, automatic: bool) -> DataParallelOptions {
+    DataParallelOptions {
         planner: MemoryPlanner {
             memory: Some(memory),
             ..planner()
@@ -212,7 +208,16 @@ pub fn dropping(form: ParameterDrop, replicas: usize, automatic: bool) -> Droppi
         },
         drop: form,
         automatic,
-    };
+    }
+}
+
+/// As many replicas with a small budget.
+pub fn dropping(form: ParameterDrop, replicas: usize, automatic: bool) -> Dropping {
+    let plans: Vec<Shared> = (0..replicas).map(|_| Shared::default()).collect();
+    let faulty = |plan| Box::new(Faulty::new(Box::new(CpuBackend::new()), plan));
+    let devices = plans.iter().map(|plan| faulty(plan) as _).collect();
+    let memory = memory(form, replicas);
+    let options = options(form, memory, automatic);
     let go_on = &mut |_, _| ControlFlow::Continue(());
     let loaded = files().load_replicas(devices, &options, go_on).unwrap();
     Dropping {

@@ -12,12 +12,15 @@
 mod engine_harness;
 #[path = "../common/faulty.rs"]
 mod faulty;
+#[path = "../ranks/proxy.rs"]
+mod proxy;
 #[path = "../common/seeds.rs"]
 mod seeds;
 
 mod client;
 mod drops;
 mod harness;
+mod pair;
 #[cfg(all(feature = "cli", feature = "server"))]
 mod program;
 mod random;

@@ -39,7 +39,7 @@ fn schedules_of_a_drawn_seed_change_no_answer() {
 }
 
 /// A request of a small family, so that prefixes are shared and answers can be computed before.
-fn of_kind(kind: u64) -> Request {
+pub fn of_kind(kind: u64) -> Request {
     let common = tokens(kind % 3 + 1, 64 * (kind % 4) as usize);
     let own = tokens(100 + kind, 5 + (kind * 17 % 90) as usize);
     Request {
@@ -59,9 +59,9 @@ struct Sent {
 }
 
 /// The answers of each kind of request, alone.
-struct Expected {
-    engine: Engine,
-    of: BTreeMap<u64, Vec<Outcome>>,
+pub struct Expected {
+    pub engine: Engine,
+    pub of: BTreeMap<u64, Vec<Outcome>>,
 }
 
 impl Expected {
@@ -79,15 +79,15 @@ impl Expected {
 
 /// What happened in all schedules.
 #[derive(Default, Debug)]
-struct Counts {
-    answers: usize,
-    bits: usize,
-    ties: usize,
-    cancelled: usize,
-    drops: u64,
-    restores: u64,
-    failures: u64,
-    migrated: u64,
+pub struct Counts {
+    pub answers: usize,
+    pub bits: usize,
+    pub ties: usize,
+    pub cancelled: usize,
+    pub drops: u64,
+    pub restores: u64,
+    pub failures: u64,
+    pub migrated: u64,
 }
 
 fn no_answer_changes(seed: u64) {
@@ -208,7 +208,7 @@ fn requests(
 }
 
 /// Answers are those of one engine. They have the same bits if prompts were cut alike: without a cached prefix, and at one replica.
-fn compare(
+pub fn compare(
     kind: u64,
     request: &Request,
     found: &[Outcome],

@@ -162,12 +162,7 @@ fn gather_on(nodes: Nodes, of: [usize; 3], count: usize, open: Open) -> Group {
     let degrees = degrees(of);
     let each = degrees.ranks() / count;
     let mut ranks: Vec<Box<dyn Backend>> = (0..each).map(open).collect();
-    let remote = nodes.gather(each, degrees, &mut |_| {}).unwrap();
-    ranks.extend(
-        remote
-            .into_iter()
-            .map(|rank| Box::new(rank) as Box<dyn Backend>),
-    );
+    ranks.extend(nodes.gather(each, degrees, &mut |_| {}).unwrap());
     Group::new(ranks, degrees, &config).unwrap()
 }
 

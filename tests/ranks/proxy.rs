@@ -29,6 +29,8 @@ impl Proxy {
                 let Ok(server) = TcpStream::connect(target) else {
                     continue;
                 };
+                // Small messages wait for nothing, as without a proxy.
+                let _ = (client.set_nodelay(true), server.set_nodelay(true));
                 let both = [(&client, &server), (&server, &client)];
                 for (from, to) in both.map(|(from, to)| (from.try_clone(), to.try_clone())) {
                     let (Ok(from), Ok(to)) = (from, to) else {

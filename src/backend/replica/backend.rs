@@ -211,11 +211,7 @@ impl Backend for Replica {
 
     fn place(&mut self, layer: usize, home: &LayerHome, caches: Caches) -> Result<()> {
         self.check_home(layer, home)?;
-        for device in 0..self.devices().len() {
-            if self.replicas.lost(device) {
-                self.values().forget(device);
-            }
-        }
+        self.forget_lost();
         if self.homes[layer] == *home {
             return Ok(());
         }

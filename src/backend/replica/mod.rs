@@ -15,6 +15,8 @@
 //! devices and goes on; what its caches had there is gone.
 
 mod backend;
+#[cfg(all(feature = "data-parallel", feature = "transfer"))]
+mod lent;
 mod lower;
 mod pools;
 mod step;
@@ -24,6 +26,8 @@ mod tables;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+#[cfg(all(feature = "data-parallel", feature = "transfer"))]
+pub(crate) use self::lent::Lent;
 use self::lower::{Extra, Piece};
 use self::store::{Held, Source, Store, check_there, hold};
 use self::tables::{ReplicaTensor, ReplicaWeight, Tables, TensorOn, Values};
@@ -47,6 +51,8 @@ pub struct Replicas {
     asynchronous: Vec<bool>,
     /// Devices that must not be used any more.
     gone: Vec<AtomicBool>,
+    /// How often each device was given up.
+    losses: Vec<AtomicU64>,
     config: ModelConfig,
     /// The layers of the model that pools of states and of latents have, in their order.
     kda_layers: Vec<usize>,
@@ -77,6 +83,7 @@ impl Replicas {
         Ok(Arc::new(Self {
             asynchronous: each().map(|it| it.is_asynchronous()).collect(),
             gone: each().map(|_| AtomicBool::new(false)).collect(),
+            losses: each().map(|_| AtomicU64::new(0)).collect(),
             traffic: each().map(|_| Arc::default()).collect(),
             kda_layers: config.kda_layers().collect(),
             mla_layers: config.mla_layers().collect(),
@@ -106,6 +113,7 @@ impl Replicas {
             index: replica,
             homes: vec![LayerHome::whole(replica); layers],
             version: Arc::default(),
+            losses: vec![0; self.devices.len()],
             loaded: 0,
             tables: Tables::new(NAME),
             extra: Extra::default(),
@@ -136,8 +144,21 @@ impl Replicas {
 
     /// Gives a device up: steps and calls that need it fail from now on, and what replicas have there is forgotten.
     pub fn lose(&self, device: usize) {
+        self.losses[device].fetch_add(1, Ordering::AcqRel);
         self.gone[device].store(true, Ordering::Release);
         self.devices[device].lose();
+    }
+
+    /// Uses a device again that was given up, with nothing of before on it. No replica may have a layer there.
+    ///
+    /// # Errors
+    /// A device that does not recover.
+    #[cfg(feature = "data-parallel")]
+    pub(crate) fn found(&self, device: usize) -> Result<()> {
+        self.devices[device].lock().recover()?;
+        self.gone[device].store(false, Ordering::Release);
+        self.devices[device].found();
+        Ok(())
     }
 }
 
@@ -151,6 +172,8 @@ struct Replica {
     homes: Vec<LayerHome>,
     /// Counts the changes of homes: steps of before are refused. (Those of pools of before are refused by the devices.)
     version: Arc<AtomicU64>,
+    /// The losses of each device that it has taken notice of.
+    losses: Vec<u64>,
     /// Weights that were loaded so far.
     loaded: usize,
     tables: Tables,
@@ -254,6 +277,25 @@ impl Replica {
         On {
             backend: self.devices()[on.device].clone(),
             tensor: on.tensor,
+        }
+    }
+
+    /// Forgets the values and the tensors that it had on devices which were lost, also if they are there again.
+    fn forget_lost(&mut self) {
+        for device in 0..self.devices().len() {
+            let losses = self.replicas.losses[device].load(Ordering::Acquire);
+            let seen = std::mem::replace(&mut self.losses[device], losses);
+            if seen == losses && !self.replicas.lost(device) {
+                continue;
+            }
+            self.values().forget(device);
+            let tensors = self.tables.tensors.entries().map(|(handle, _)| *handle);
+            for handle in tensors.collect::<Vec<_>>() {
+                let known = self.tables.tensors.known_mut(handle);
+                if let Some(on) = known.on.get_mut(device) {
+                    *on = None;
+                }
+            }
         }
     }
 

@@ -173,6 +173,48 @@ impl Store {
     }
 }
 
+#[cfg(all(feature = "data-parallel", feature = "transfer"))]
+impl Store {
+    /// The weight of a checkpoint with this name and tensors, of which a part has this place and shape: matrices, rows and columns.
+    ///
+    /// # Errors
+    /// A weight that no replica has loaded.
+    pub(super) fn named(
+        &self,
+        name: &str,
+        tensors: &[String],
+        place: Place,
+        shape: [usize; 3],
+    ) -> Result<Arc<Entry>> {
+        let is_it = |entry: &&Arc<Entry>| {
+            let Source::Stored(source) = &entry.source else {
+                return false;
+            };
+            let of_part = |matrices: usize| matrices / place.shard.ranks;
+            let matrices = match source.place.experts {
+                true => of_part(source.stack),
+                false => source.stack,
+            };
+            let whole = Place {
+                shard: Shard::WHOLE,
+                ..place
+            };
+            source.name == name
+                && source.tensors == tensors
+                && source.place == whole
+                && [matrices, source.rows, source.columns] == shape
+        };
+        let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = entries.iter().find(is_it).cloned();
+        found.ok_or_else(|| BackendError::Weight {
+            name: name.to_owned(),
+            what: "what the other process has of its model",
+            expected: "this weight".to_owned(),
+            found: "none of its name, place and shape".to_owned(),
+        })
+    }
+}
+
 /// The uses of a weight by a home: one whole, or a part of the experts on each of its devices. What a device does not have yet, it
 /// makes.
 ///
@@ -192,7 +234,7 @@ pub(super) fn hold(
     parts.collect()
 }
 
-fn hold_on(
+pub(super) fn hold_on(
     entry: &Arc<Entry>,
     device: usize,
     shard: Shard,
