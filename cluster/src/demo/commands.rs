@@ -158,6 +158,8 @@ fn worker(options: &ClusterOptions, process: Process, role: Role, secret: &str) 
         arguments.extend(flags(&[("--max-num-seqs", &sequences.to_string())]));
     }
     arguments.extend(options.worker_arguments.iter().cloned());
+    let own = options.arguments_of.get(&process);
+    arguments.extend(own.into_iter().flatten().cloned());
     let mut environment = environment(options);
     environment.push(("KIMI_LINEAR_KV_SECRET".into(), secret.into()));
     Line {

@@ -246,6 +246,8 @@ pub struct ClusterOptions {
     pub folder: PathBuf,
     /// Further arguments of every worker.
     pub worker_arguments: Vec<String>,
+    /// Further arguments of single workers.
+    pub arguments_of: BTreeMap<Process, Vec<String>>,
     /// Further arguments of the frontend.
     pub frontend_arguments: Vec<String>,
     /// Further environment of all processes but etcd. Variables of Dynamo and of this project that this process has are not passed
@@ -275,6 +277,7 @@ impl ClusterOptions {
             threads: Some(1),
             folder: folder.into(),
             worker_arguments: Vec::new(),
+            arguments_of: BTreeMap::new(),
             frontend_arguments: Vec::new(),
             environment: Vec::new(),
             ready_within: Duration::from_secs(120),

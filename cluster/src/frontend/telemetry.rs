@@ -213,8 +213,11 @@ impl Telemetry {
                 running,
                 waiting,
                 preemptions,
-                speculated: _,
                 occupancy,
+                // What the server does not tell of workers; each tells its own parameters.
+                speculated: _,
+                demand: _,
+                suspended: _,
             } = worker.status;
             sum.running += running;
             sum.waiting += waiting;

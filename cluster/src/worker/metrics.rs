@@ -5,12 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dynamo_backend_common::{ComponentSnapshot, SnapshotPublisher};
-use kimi_linear::engine::{EngineHandle, Status};
+use kimi_linear::engine::Status;
 use kimi_linear::transfer::TransferStats;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use super::counts::{Counts, Totals};
+use super::model::Model;
+use super::parameters::{self, Sample};
 
 /// The only data-parallel rank of a worker.
 pub(super) const RANK: u32 = 0;
@@ -18,17 +20,20 @@ pub(super) const RANK: u32 = 0;
 /// Interval at which the engine is asked for its status.
 const INTERVAL: Duration = Duration::from_millis(250);
 
-/// The engine's last known status. Asking for it waits for a step to end, which a scrape should not.
+/// The engine's last known status, and that of a pair's parameters. Asking for it waits for a step to end, which a scrape should not.
 #[derive(Default)]
-pub(super) struct LastStatus(Mutex<Status>);
+pub(super) struct LastStatus(Mutex<(Status, Option<Sample>)>);
 
 impl LastStatus {
-    pub(super) fn get(&self) -> Status {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn get(&self) -> (Status, Option<Sample>) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
-    fn set(&self, status: Status) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = status;
+    fn set(&self, status: Status, sample: Option<Sample>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (status, sample);
     }
 }
 
@@ -37,7 +42,7 @@ pub(super) type Load = Arc<Mutex<Option<Arc<SnapshotPublisher>>>>;
 
 /// Asks for the status until `stop` is cancelled. An engine that has stopped cancels `lost`.
 pub(super) fn watch(
-    engine: EngineHandle,
+    model: Arc<Model>,
     last: Arc<LastStatus>,
     counts: Arc<Counts>,
     load: Load,
@@ -50,12 +55,14 @@ pub(super) fn watch(
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(INTERVAL) => {}
             }
-            let asked = engine.clone();
-            let Ok(Ok(status)) = spawn_blocking(move || asked.status()).await else {
+            let asked = Arc::clone(&model);
+            let sampled =
+                spawn_blocking(move || Some((asked.engine.status().ok()?, asked.sample())));
+            let Ok(Some((status, sample))) = sampled.await else {
                 lost.cancel();
                 return;
             };
-            last.set(status);
+            last.set(status, sample);
             let publisher = load.lock().unwrap_or_else(PoisonError::into_inner).clone();
             if let Some(publisher) = publisher {
                 publisher.publish(RANK, snapshot(&status, counts.totals()));
@@ -88,6 +95,8 @@ pub(super) struct Report<'a> {
     pub(super) seconds_per_token: Option<f64>,
     /// By role of transfers, and the number of prompts that were prefilled here because their caches did not come.
     pub(super) transfers: (Vec<(&'static str, TransferStats)>, u64),
+    /// Of a worker of a pair.
+    pub(super) parameters: Option<Sample>,
 }
 
 impl Report<'_> {
@@ -100,6 +109,9 @@ impl Report<'_> {
         self.engine(&mut out);
         self.requests(&mut out);
         self.transfers(&mut out);
+        if let Some(sample) = &self.parameters {
+            parameters::write(&mut out, sample);
+        }
         out.text
     }
 
@@ -355,17 +367,17 @@ const SERIES: [Series; 13] = [
 ];
 
 /// Text that grows.
-struct Text<'a> {
+pub(super) struct Text<'a> {
     model: &'a str,
     text: String,
 }
 
 impl Text<'_> {
-    fn head(&mut self, name: &str, kind: &str, help: &str) {
+    pub(super) fn head(&mut self, name: &str, kind: &str, help: &str) {
         let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    fn line(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
+    pub(super) fn line(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
         let model = self.model.replace('\\', "\\\\").replace('"', "\\\"");
         let _ = write!(self.text, "{name}{{model_name=\"{model}\"");
         for (label, value) in labels {
@@ -378,6 +390,7 @@ impl Text<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kimi_linear::data_parallel::{ParameterState, Parameters, ReplicaParameters};
 
     #[test]
     fn a_report_has_a_line_for_each_value() {
@@ -395,6 +408,18 @@ mod tests {
             },
             seconds_per_token: Some(0.002),
             transfers: (vec![("kv_producer", stats)], 7),
+            parameters: Some(Sample {
+                parameters: Parameters {
+                    drops: 3,
+                    replicas: vec![ReplicaParameters {
+                        state: ParameterState::Dropped,
+                        group: vec![0, 1],
+                        ..ReplicaParameters::default()
+                    }],
+                    ..Parameters::default()
+                },
+                paired: true,
+            }),
         };
         let text = report.text();
         let lines = [
@@ -403,6 +428,11 @@ mod tests {
             "kimi_linear:kv_transfer_bytes_total{model_name=\"a \\\"b\\\"\",role=\"kv_producer\",direction=\"sent\"} 1234",
             "kimi_linear:kv_transfers_total{model_name=\"a \\\"b\\\"\",role=\"kv_producer\",outcome=\"completed\"} 5",
             "kimi_linear:kv_transfer_recomputed_total{model_name=\"a \\\"b\\\"\"} 7",
+            "kimi_linear:parameter_peer_connected{model_name=\"a \\\"b\\\"\"} 1",
+            "kimi_linear:parameter_state{model_name=\"a \\\"b\\\"\",state=\"dropped\"} 1",
+            "kimi_linear:parameter_state{model_name=\"a \\\"b\\\"\",state=\"whole\"} 0",
+            "kimi_linear:parameter_group_replicas{model_name=\"a \\\"b\\\"\"} 2",
+            "kimi_linear:parameter_drops_total{model_name=\"a \\\"b\\\"\"} 3",
         ];
         for line in lines {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");

@@ -15,6 +15,7 @@ mod grammars;
 mod metrics;
 mod model;
 mod options;
+mod parameters;
 mod roles;
 mod shared;
 

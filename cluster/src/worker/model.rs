@@ -6,12 +6,14 @@ use std::sync::Arc;
 use anyhow::Result;
 use kimi_linear::backend::{self, Backend, Device, Parallelism, host_memory};
 use kimi_linear::checkpoint::ModelFiles;
+use kimi_linear::data_parallel::{DataParallelOptions, Pair, PairOptions, ParameterDrop};
 use kimi_linear::engine::{EngineHandle, EngineOptions, EngineSizes, MemoryPlanner};
-use kimi_linear::llm::{Llm, LlmFiles, LlmOptions};
+use kimi_linear::llm::{LlmFiles, LlmOptions};
 use kimi_linear::server::SamplingDefaults;
 
 use super::grammars::GrammarCache;
 use super::options::Options;
+use super::parameters::Sample;
 
 /// A loaded model with its engine.
 pub(super) struct Model {
@@ -24,6 +26,8 @@ pub(super) struct Model {
     /// Maximum tokens of a prompt and its answer together.
     pub(super) context: usize,
     pub(super) sizes: EngineSizes,
+    /// The part in a pair that drops parameters together.
+    pair: Option<Pair>,
 }
 
 impl Model {
@@ -31,7 +35,10 @@ impl Model {
     ///
     /// # Errors
     /// Files that are missing, damaged or of another model, or a device that is missing or too small.
-    pub(super) fn load(options: &Options) -> Result<Self> {
+    pub(super) fn load(
+        options: &Options,
+        pair: Option<(ParameterDrop, PairOptions)>,
+    ) -> Result<Self> {
         let mut files = LlmFiles::open(&options.model.path()?)?;
         files.quantize = options.model.quantize;
         let defaults = defaults(&files.files)?;
@@ -39,9 +46,16 @@ impl Model {
         let tokenizer = Arc::clone(&files.tokenizer);
         let grammars = GrammarCache::new(tokenizer, files.config.vocab_size, &stop_ids)?;
         let backend = backend::open(options.model.backend(), options.model.device)?;
-        let llm_options = llm_options(options, &files, backend.device())?;
-        let llm = load(files, backend, &llm_options)?;
-        let (device, context, sizes) = (llm.device(), llm.context(), llm_options.sizes);
+        let Loaded {
+            engine,
+            pair,
+            device,
+            context,
+            sizes,
+        } = match pair {
+            None => load(options, files, backend)?,
+            Some((drop, pair)) => load_pair(options, files, backend, drop, &pair)?,
+        };
         tracing::info!(
             backend = device.backend,
             device = device.name,
@@ -50,7 +64,6 @@ impl Model {
             blocks = sizes.blocks,
             "the model is loaded"
         );
-        let (_, engine) = llm.into_parts();
         Ok(Self {
             engine,
             grammars,
@@ -58,8 +71,27 @@ impl Model {
             defaults,
             context,
             sizes,
+            pair,
         })
     }
+
+    /// What the parameters of a pair do. It may wait for a step.
+    pub(super) fn sample(&self) -> Option<Sample> {
+        let pair = self.pair.as_ref()?;
+        Some(Sample {
+            parameters: pair.parameters(),
+            paired: pair.is_paired(),
+        })
+    }
+}
+
+/// A model with its engine, alone or as one of a pair.
+struct Loaded {
+    engine: EngineHandle,
+    pair: Option<Pair>,
+    device: Device,
+    context: usize,
+    sizes: EngineSizes,
 }
 
 fn defaults(files: &ModelFiles) -> Result<SamplingDefaults> {
@@ -81,10 +113,10 @@ fn stop_ids(files: &LlmFiles, defaults: &SamplingDefaults) -> Vec<u32> {
     ids
 }
 
-/// The sizes that fit the device.
-fn llm_options(options: &Options, files: &LlmFiles, device: &Device) -> Result<LlmOptions> {
+/// What the flags say of sizes and memory.
+fn planner(options: &Options, files: &LlmFiles, device: &Device) -> Result<MemoryPlanner> {
     let engine = &options.engine;
-    let planner = MemoryPlanner {
+    Ok(MemoryPlanner {
         sequences: engine.max_num_seqs,
         context: engine.context(&files.config)?,
         prefill_chunk: engine.prefill_chunk()?,
@@ -95,35 +127,97 @@ fn llm_options(options: &Options, files: &LlmFiles, device: &Device) -> Result<L
         weights: files.checkpoint()?.total_bytes(),
         degrees: Parallelism::SINGLE,
         cache: engine.cache().unwrap_or(device.cache),
-    };
-    let sizes = planner.sizes(&files.config)?;
-    // On a CPU the model and the swap space share the host's memory; with a GPU the swap space has all of it.
-    let left = match device.backend {
-        "cpu" => planner.left(&files.config, &sizes),
-        _ => host_memory().map(|memory| engine.part(memory)),
-    };
-    let wanted = engine.swap_bytes();
-    Ok(LlmOptions {
-        sizes,
-        cache: engine.cache(),
-        engine: EngineOptions {
-            host_bytes: left.map_or(wanted, |left| wanted.min(left)),
-            queue: engine.max_queue,
-            ..EngineOptions::default()
-        },
     })
 }
 
-/// Loads the weights, with a line in the log for each tenth.
-fn load(files: LlmFiles, backend: Box<dyn Backend>, options: &LlmOptions) -> Result<Llm> {
+/// Options of an engine of these sizes.
+fn engine_options(
+    options: &Options,
+    files: &LlmFiles,
+    device: &Device,
+    planner: &MemoryPlanner,
+    sizes: &EngineSizes,
+) -> EngineOptions {
+    let engine = &options.engine;
+    // On a CPU the model and the swap space share the host's memory; with a GPU the swap space has all of it.
+    let left = match device.backend {
+        "cpu" => planner.left(&files.config, sizes),
+        _ => host_memory().map(|memory| engine.part(memory)),
+    };
+    let wanted = engine.swap_bytes();
+    EngineOptions {
+        host_bytes: left.map_or(wanted, |left| wanted.min(left)),
+        queue: engine.max_queue,
+        ..EngineOptions::default()
+    }
+}
+
+/// A line in the log for each tenth of the weights.
+fn progress() -> impl FnMut(u64, u64) -> ControlFlow<()> {
     let mut told = 0;
-    let llm = files.load(backend, options, &mut |done, total| {
+    move |done, total| {
         let tenth = done * 10 / total.max(1);
         if tenth > told {
             told = tenth;
             tracing::info!("loading: {} of {} MB", done / 1_000_000, total / 1_000_000);
         }
         ControlFlow::Continue(())
-    })?;
-    Ok(llm)
+    }
+}
+
+fn load(options: &Options, files: LlmFiles, backend: Box<dyn Backend>) -> Result<Loaded> {
+    let device = backend.device();
+    let planner = planner(options, &files, device)?;
+    let sizes = planner.sizes(&files.config)?;
+    let llm_options = LlmOptions {
+        sizes,
+        cache: options.engine.cache(),
+        engine: engine_options(options, &files, device, &planner, &sizes),
+    };
+    let llm = files.load(backend, &llm_options, &mut progress())?;
+    let (device, context) = (llm.device().clone(), llm.context());
+    let (_, engine) = llm.into_parts();
+    Ok(Loaded {
+        engine,
+        pair: None,
+        device,
+        context,
+        sizes,
+    })
+}
+
+/// The same as one of a pair.
+fn load_pair(
+    options: &Options,
+    files: LlmFiles,
+    backend: Box<dyn Backend>,
+    drop: ParameterDrop,
+    pair: &PairOptions,
+) -> Result<Loaded> {
+    let device = backend.device();
+    let planner = planner(options, &files, device)?;
+    let sizes = planner.sizes(&files.config)?;
+    let replica = DataParallelOptions {
+        planner,
+        engine: engine_options(options, &files, device, &planner, &sizes),
+        drop,
+        automatic: true,
+    };
+    let loaded = files.load_pair(backend, &replica, pair, &mut progress())?;
+    let states = &loaded.states;
+    tracing::info!(
+        "slots and blocks: {:?}, and when parameters are dropped {:?}",
+        states.whole,
+        states.dropped.values().next()
+    );
+    if let Some(address) = loaded.pair.address() {
+        tracing::info!("the other worker of the pair connects to {address}");
+    }
+    Ok(Loaded {
+        engine: loaded.engine,
+        pair: Some(loaded.pair),
+        device: loaded.device,
+        context: loaded.context,
+        sizes: loaded.sizes,
+    })
 }

@@ -13,6 +13,7 @@ use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::connector::KvTransfer;
 use kimi_linear::engine::{BLOCK_TOKENS, PREFILL_CHUNK};
 
+use super::parameters::ParameterFlags;
 use crate::settings::NetworkFlags;
 use crate::wire::{self, Role};
 
@@ -39,6 +40,8 @@ pub struct Options {
     pub(super) engine: EngineFlags,
     #[command(flatten)]
     pub(super) transfer: TransferFlags,
+    #[command(flatten)]
+    pub(super) parameters: ParameterFlags,
     #[command(flatten)]
     pub(super) network: NetworkFlags,
 }
@@ -327,6 +330,13 @@ pub(super) struct TransferFlags {
 }
 
 impl TransferFlags {
+    /// Whether there is a secret: in the variable, or in a file that the JSON names.
+    pub(super) fn has_secret(&self) -> bool {
+        let json = self.kv_transfer_config.as_ref();
+        let file = json.is_some_and(|json| json.contains("\"secret_file\""));
+        file || std::env::var(SECRET).is_ok_and(|secret| !secret.is_empty())
+    }
+
     /// How this worker takes part in transfers; `host` is its address.
     pub(super) fn config(&self, host: IpAddr) -> Result<KvTransfer> {
         let secret = std::env::var(SECRET).ok().filter(|it| !it.is_empty());
@@ -383,6 +393,7 @@ impl Options {
             path.display()
         );
         let config = self.transfer.config(host)?;
+        self.parameters.pair(&config, self.transfer.has_secret())?;
         can_be(self.place.role(), config.listen.is_some(), config.fetch)
             .context("--kv-transfer-config")
     }
@@ -468,12 +479,23 @@ mod tests {
 
     #[test]
     fn what_cannot_work_is_refused_before_anything_starts() {
-        let cases: [(&[&str], &str); 5] = [
+        let cases: [(&[&str], &str); 8] = [
             (&["--gpu-memory-utilization", "0"], "above 0"),
             (&["--swap-space=-1"], "0 or more"),
             (&["--max-num-batched-tokens", "80"], "at least 97"),
             (&["--cluster", ""], "the name is empty"),
             (&["--model", "/nonexistent"], "no such folder"),
+            (&["--parameter-drop", "layers"], "needs --parameter-listen"),
+            (&["--parameter-peer", "127.0.0.1:9000"], "experts or layers"),
+            (
+                &[
+                    "--parameter-drop",
+                    "experts",
+                    "--parameter-listen",
+                    "0.0.0.0:9000",
+                ],
+                "whoever reaches this port",
+            ),
         ];
         for (flags, expected) in cases {
             let error = said(flags);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use dynamo_backend_common::{EngineConfig, LlmRegistration, SnapshotPublisher};
 use kimi_linear::connector::{Connector, KvTransfer};
+use kimi_linear::data_parallel::{PairOptions, ParameterDrop};
 use kimi_linear::engine::{BLOCK_TOKENS, EngineSizes};
 use kimi_linear::error::EngineError;
 use tokio::sync::{OnceCell, watch};
@@ -125,14 +126,14 @@ impl Shared {
     async fn open(self: &Arc<Self>) -> Result<Running> {
         let shared = Arc::clone(self);
         tracing::info!("loading {}", self.options.model.name());
-        let model = spawn_blocking(move || Model::load(&shared.options)).await;
+        let model = spawn_blocking(move || Model::load(&shared.options, shared.pair()?)).await;
         let model = Arc::new(model.context("the model could not be loaded")??);
         let connector = Connector::start(&model.engine, self.transfers.clone()).await?;
         if let (Some(host), Some(port)) = (connector.host(), connector.port()) {
             tracing::info!(host, port, "sending caches to decode workers");
         }
         metrics::watch(
-            model.engine.clone(),
+            Arc::clone(&model),
             Arc::clone(&self.last),
             Arc::clone(&self.counts),
             Arc::clone(&self.load),
@@ -141,6 +142,12 @@ impl Shared {
         );
         let connector = Arc::new(connector);
         Ok(Running { model, connector })
+    }
+
+    /// What it drops under a burst, and with whom; `None` if it stays alone.
+    fn pair(&self) -> Result<Option<(ParameterDrop, PairOptions)>> {
+        let (flags, transfer) = (&self.options.parameters, &self.options.transfer);
+        flags.pair(&self.transfers, transfer.has_secret())
     }
 
     /// Waits until the engine has stopped, which only an error makes it do.
@@ -213,9 +220,11 @@ impl Shared {
     fn report(&self) -> String {
         let running = self.running.get();
         let transfers = running.map(|running| running.connector.stats());
+        let (status, parameters) = self.last.get();
         let report = Report {
             model: &self.options.model.name(),
-            status: self.last.get(),
+            status,
+            parameters,
             totals: self.counts.totals(),
             seconds_per_token: self.options.place.prefill_seconds_per_token,
             transfers: transfers.unwrap_or_default(),

@@ -19,3 +19,4 @@ mod equal;
 mod faults;
 mod harness;
 mod moves;
+mod pairs;

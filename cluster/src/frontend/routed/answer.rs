@@ -222,7 +222,8 @@ impl Answer {
     /// The scores without those that an earlier worker told; `None` if all are.
     fn unscored(&mut self, scored: Scored) -> Option<Scored> {
         let end = scored.first + scored.logprobs.len();
-        let told = std::mem::replace(&mut self.scored, self.scored.max(end));
+        let told = self.scored;
+        self.scored = told.max(end);
         scored.after(told)
     }
 }
