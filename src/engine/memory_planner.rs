@@ -125,6 +125,7 @@ impl MemoryPlanner {
     }
 
     /// The sizes with this number of blocks, and the longest context that it holds.
+    #[cfg(feature = "data-parallel")]
     pub(crate) fn with_blocks(&self, config: &ModelConfig, blocks: usize) -> EngineSizes {
         let context = self.context.unwrap_or(config.model_max_length);
         let context = context.min(config.model_max_length);
