@@ -91,7 +91,7 @@ impl Nodes {
 
     /// Waits until all nodes have connected, and returns their ranks, `ranks` of each node, in their order. `joined` receives
     /// the number of each node. A node whose connection ends later may connect again;
-    /// [`Backend::recover`](crate::backend::Backend::recover) of its ranks makes them usable then.
+    /// [`Backend::recover`] of its ranks makes them usable then.
     ///
     /// # Errors
     /// A node with another number of ranks, or one that is lost again.
