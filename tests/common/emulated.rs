@@ -109,11 +109,12 @@ impl Meeting {
         mut round: MutexGuard<'a, Round>,
         done: impl Fn(&Round) -> bool,
     ) -> Result<MutexGuard<'a, Round>> {
-        while !done(&round) {
+        // One that has left before this one came notifies nobody any more.
+        while !done(&round) && !round.left {
             let waited = self.changed.wait_timeout(round, PATIENCE);
             let (next, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
             round = next;
-            if round.left || timeout.timed_out() {
+            if timeout.timed_out() {
                 break;
             }
         }
