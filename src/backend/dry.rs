@@ -48,7 +48,7 @@ impl DryBackend {
         }
     }
 
-    /// What its memory would be used for now, and is later.
+    /// What the memory of a device would be used for; it is counted on as handles are made and released.
     #[must_use]
     pub fn used(&self) -> Arc<Mutex<MemoryUse>> {
         Arc::clone(&self.used)

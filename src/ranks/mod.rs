@@ -29,7 +29,28 @@ use crate::error::CheckpointError;
 use crate::transfer::Identity;
 use crate::transfer::peers;
 
-/// What all processes of a model must have in common; compared before anything else is sent.
+/// What of a model all processes that compute it must have in common, and the version of the program.
+///
+/// # Errors
+/// Weights that cannot be read.
+pub(crate) fn model_identity(
+    config: &ModelConfig,
+    checkpoint: &Checkpoint,
+) -> Result<[(&'static str, String); 4], CheckpointError> {
+    let configuration = xxhash_rust::xxh3::xxh3_128(format!("{config:?}").as_bytes());
+    let fingerprint = Fingerprint::stored(checkpoint)?;
+    Ok([
+        (
+            "version of the program",
+            env!("CARGO_PKG_VERSION").to_owned(),
+        ),
+        ("configuration", format!("{configuration:032x}")),
+        ("model fingerprint", fingerprint.to_string()),
+        ("weight format", checkpoint.formats()),
+    ])
+}
+
+/// What all processes of a model's ranks must have in common; compared before anything else is sent.
 ///
 /// # Errors
 /// Weights that cannot be read.
@@ -39,21 +60,12 @@ pub fn identity(
     degrees: Parallelism,
     nodes: usize,
 ) -> Result<Identity, CheckpointError> {
-    let configuration = xxhash_rust::xxh3::xxh3_128(format!("{config:?}").as_bytes());
-    Ok(peers::identity([
-        (
-            "version of the program",
-            env!("CARGO_PKG_VERSION").to_owned(),
-        ),
-        ("configuration", format!("{configuration:032x}")),
-        (
-            "model fingerprint",
-            Fingerprint::stored(checkpoint)?.to_string(),
-        ),
-        ("weight format", checkpoint.formats()),
+    let ranks = [
         ("tensor parallel size", degrees.tensor.to_string()),
         ("expert parallel size", degrees.expert.to_string()),
         ("pipeline parallel size", degrees.pipeline.to_string()),
         ("number of nodes", nodes.to_string()),
-    ]))
+    ];
+    let model = model_identity(config, checkpoint)?;
+    Ok(peers::identity(model.into_iter().chain(ranks)))
 }

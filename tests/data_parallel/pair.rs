@@ -9,7 +9,7 @@ use crate::drops::alone;
 use crate::engine_harness::{answer, drawn, request, tokens};
 use crate::harness::{Reading, dropping, files, memory, options, submit, submit_one};
 use crate::proxy::Proxy;
-use crate::random::{Counts, Expected, compare, of_kind};
+use crate::random::{Counts, Expected, burst_of, compare};
 use kimi_linear::backend::cpu::CpuBackend;
 use kimi_linear::data_parallel::{
     LoadedPair, PairOptions, PairSide, ParameterDrop, ParameterState, ReplicaParameters,
@@ -359,14 +359,7 @@ fn play(
         });
         let mut sent = Vec::new();
         for _ in 0..10 {
-            let kinds: Vec<u64> = (0..rng.random_range(0..5))
-                .map(|_| rng.random_range(0..24))
-                .collect();
-            let requests = kinds.iter().map(|kind| Request {
-                reuse: rng.random_range(0..2) == 0,
-                ..of_kind(*kind)
-            });
-            let requests: Vec<_> = requests.collect();
+            let (kinds, requests) = burst_of(rng);
             let process = both.each()[rng.random_range(0..2)];
             let reading = submit(&process.engine, requests.clone());
             sent.extend(kinds.into_iter().zip(requests).zip(reading));

@@ -165,14 +165,7 @@ fn requests(
     let mut sent: Vec<Sent> = Vec::new();
     let failing = rng.random_range(0..10);
     for burst in 0..10 {
-        let kinds: Vec<u64> = (0..rng.random_range(0..5))
-            .map(|_| rng.random_range(0..24))
-            .collect();
-        let requests = kinds.iter().map(|kind| Request {
-            reuse: rng.random_range(0..2) == 0,
-            ..of_kind(*kind)
-        });
-        let requests: Vec<_> = requests.collect();
+        let (kinds, requests) = burst_of(rng);
         let reading = submit(&replicas.client, requests.clone());
         let each = kinds.into_iter().zip(requests).zip(reading);
         sent.extend(each.map(|((kind, request), reading)| Sent {
@@ -205,6 +198,18 @@ fn requests(
         std::thread::sleep(Duration::from_millis(rng.random_range(0..30)));
     }
     sent
+}
+
+/// Up to four requests of random kinds, some of which use cached prefixes.
+pub fn burst_of(rng: &mut SmallRng) -> (Vec<u64>, Vec<Request>) {
+    let count = rng.random_range(0..5);
+    let kinds: Vec<u64> = (0..count).map(|_| rng.random_range(0..24)).collect();
+    let requests = kinds.iter().map(|kind| Request {
+        reuse: rng.random_range(0..2) == 0,
+        ..of_kind(*kind)
+    });
+    let requests = requests.collect();
+    (kinds, requests)
 }
 
 /// Answers are those of one engine. They have the same bits if prompts were cut alike: without a cached prefix, and at one replica.

@@ -11,7 +11,7 @@ use super::leader::{Leader, accept};
 use super::link::{DeviceLine, Link};
 use super::{FOLLOWER, LEADER, Pair, Part};
 use crate::backend::{Backend, Device, Lent, Replicas};
-use crate::checkpoint::{Checkpoint, Fingerprint};
+use crate::checkpoint::Checkpoint;
 use crate::data_parallel::controller::Control;
 use crate::data_parallel::groups::Groups;
 use crate::data_parallel::members::Members;
@@ -20,7 +20,7 @@ use crate::data_parallel::sizes::StateSizes;
 use crate::engine::{BLOCK_TOKENS, EngineHandle, EngineOptions, EngineSizes, MemoryPlanner};
 use crate::error::{EngineError, Error, TransferError};
 use crate::llm::LlmFiles;
-use crate::ranks::Remote;
+use crate::ranks::{Remote, model_identity};
 use crate::transfer::peers::{self, Acceptor};
 use crate::transfer::{Identity, TransferOptions};
 
@@ -72,24 +72,13 @@ fn identity(
     planner: &MemoryPlanner,
     states: &StateSizes,
 ) -> Result<Identity, Error> {
-    let configuration = xxhash_rust::xxh3::xxh3_128(format!("{:?}", files.config).as_bytes());
     let step = planner.with(BLOCK_TOKENS, None);
     let mut sizes = format!("{} and {}", states.whole.slots, states.whole.blocks);
     if let Some(dropped) = states.dropped.get(&BOTH) {
         sizes += &format!(", dropped {} and {}", dropped.slots, dropped.blocks);
     }
-    Ok(peers::identity([
+    let pair = [
         ("purpose", "a pair that drops parameters".to_owned()),
-        (
-            "version of the program",
-            env!("CARGO_PKG_VERSION").to_owned(),
-        ),
-        ("configuration", format!("{configuration:032x}")),
-        (
-            "model fingerprint",
-            Fingerprint::stored(checkpoint)?.to_string(),
-        ),
-        ("weight format", checkpoint.formats()),
         ("parameter drop", options.drop.name().to_owned()),
         ("backend", device.backend.to_owned()),
         ("precision", format!("{:?}", device.precision)),
@@ -99,7 +88,9 @@ fn identity(
             format!("{} and {}", step.rows(), step.outputs()),
         ),
         ("slots and blocks", sizes),
-    ]))
+    ];
+    let model = model_identity(&files.config, checkpoint)?;
+    Ok(peers::identity(model.into_iter().chain(pair)))
 }
 
 impl LlmFiles {
