@@ -113,7 +113,9 @@ async fn handshake(
         shared.counters.refused.fetch_add(1, Relaxed);
         tracing::warn!("a transfer connection of {peer} was refused: {error}");
     };
+    // Without TLS the connection is ready at once. Taking it comes first, since a peer is told of its refusal only then.
     let begun = tokio::select! {
+        biased;
         begun = timeout_at(end, take(socket, &shared.local)) => begun.map_err(late).flatten(),
         _ = &mut *replaced => Err(busy("in their handshake")),
     };
@@ -141,6 +143,7 @@ async fn handshake(
             refuse(&error);
             // A connection that waits for its refusal to be read is replaced like the others.
             tokio::select! {
+                biased;
                 () = taken.refuse(&error, true) => {}
                 _ = &mut *replaced => {}
             }

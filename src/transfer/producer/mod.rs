@@ -36,6 +36,9 @@ use crate::error::{Refusal, TransferError};
 /// Time that a shutdown waits for pending writes.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
+/// What consumers are told of a shutdown.
+const SHUT_DOWN: &str = "the producer was shut down";
+
 /// Accepts consumers' connections and sends them offered transfers. Dropping it ends everything; [`Producer::shutdown`] also
 /// waits until consumers have been notified.
 pub struct Producer {
@@ -277,12 +280,14 @@ impl Shared {
         let mut closing = self.closing.subscribe();
         self.spawn(async move {
             tokio::select! {
-                () = tokio::time::sleep(limit) => {}
+                () = tokio::time::sleep(limit) => {
+                    if let Some(asked) = shared.rendezvous.leave(&id, &session, number) {
+                        let sentence = format!("no transfer {id:?} was offered within {limit:?}");
+                        asked.refuse(None, Refusal::Unknown, sentence);
+                    }
+                }
+                // A shutdown refuses all that wait.
                 _ = closing.wait_for(|closing| *closing) => {}
-            }
-            if let Some(asked) = shared.rendezvous.leave(&id, &session, number) {
-                let sentence = format!("no transfer {id:?} was offered within {limit:?}");
-                asked.refuse(None, Refusal::Unknown, sentence);
             }
         });
     }
@@ -340,12 +345,13 @@ impl Shared {
         let limit = self.local.options.resume_timeout;
         let mut closing = self.closing.subscribe();
         self.spawn(async move {
-            tokio::select! {
-                () = tokio::time::sleep(limit) => {}
-                _ = closing.wait_for(|closing| *closing) => {}
-            }
+            let reason = tokio::select! {
+                () = tokio::time::sleep(limit) => {
+                    format!("its consumer was not connected for {limit:?}")
+                }
+                _ = closing.wait_for(|closing| *closing) => SHUT_DOWN.to_owned(),
+            };
             if session.is_lost_since(epoch) {
-                let reason = format!("its consumer was not connected for {limit:?}");
                 shared.rendezvous.leave_all(&session, None);
                 session.end_all(&TransferOutcome::Failed { reason });
                 shared.remove(&session);
@@ -365,9 +371,9 @@ impl Shared {
     fn close(&self) {
         self.closing.send_replace(true);
         let outcome = TransferOutcome::Failed {
-            reason: "the producer was shut down".to_owned(),
+            reason: SHUT_DOWN.to_owned(),
         };
-        self.rendezvous.clear(&outcome);
+        self.rendezvous.close(&outcome);
         let sessions: Vec<_> = locked(&self.sessions).drain().collect();
         for (_, session) in sessions {
             session.end_all(&outcome);

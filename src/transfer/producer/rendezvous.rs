@@ -102,9 +102,16 @@ enum Entry {
     Running,
 }
 
+#[derive(Default)]
+struct Entries {
+    by_id: HashMap<String, Entry>,
+    /// Why consumers are refused, after [`Rendezvous::close`].
+    closed: Option<String>,
+}
+
 /// All transfers by name.
 #[derive(Default)]
-pub(super) struct Rendezvous(Mutex<HashMap<String, Entry>>);
+pub(super) struct Rendezvous(Mutex<Entries>);
 
 impl Rendezvous {
     /// Adds an offer: it is kept, or its waiting consumer gets it.
@@ -113,7 +120,7 @@ impl Rendezvous {
         id: &str,
         offered: Offered,
     ) -> Result<Option<(Asked, Offered)>, TransferError> {
-        let mut entries = locked(&self.0);
+        let entries = &mut locked(&self.0).by_id;
         match entries.remove(id) {
             None => {
                 entries.insert(id.to_owned(), Entry::Offered(offered));
@@ -140,6 +147,11 @@ impl Rendezvous {
     /// Handles a consumer's request over a connection.
     pub(super) fn ask(&self, connection: u64, asked: Asked) -> Asking {
         let mut entries = locked(&self.0);
+        if let Some(reason) = &entries.closed {
+            asked.refuse(Some(connection), Refusal::Closing, reason.clone());
+            return Asking::Refused;
+        }
+        let entries = &mut entries.by_id;
         let id = asked.fetch.id.clone();
         match entries.remove(&id) {
             None => {
@@ -176,8 +188,8 @@ impl Rendezvous {
         let mut entries = locked(&self.0);
         let is =
             |entry: &Entry| matches!(entry, Entry::Offered(it) if Arc::ptr_eq(&it.ending, ending));
-        let there = entries.get(id).is_some_and(is);
-        let withdrawn = there.then(|| entries.remove(id));
+        let there = entries.by_id.get(id).is_some_and(is);
+        let withdrawn = there.then(|| entries.by_id.remove(id));
         drop(entries);
         // The source may take long to drop, so it is dropped after the lock is released.
         drop(withdrawn);
@@ -186,7 +198,7 @@ impl Rendezvous {
 
     /// Removes a consumer that still waits, if it is this one.
     pub(super) fn leave(&self, id: &str, session: &Arc<Session>, number: u32) -> Option<Asked> {
-        let mut entries = locked(&self.0);
+        let entries = &mut locked(&self.0).by_id;
         let is = |entry: &Entry| matches!(entry, Entry::Asked(it) if it.is(session, number));
         if !entries.get(id).is_some_and(is) {
             return None;
@@ -199,7 +211,7 @@ impl Rendezvous {
 
     /// Removes one request of a consumer by its transfer number, or all of its requests.
     pub(super) fn leave_all(&self, session: &Arc<Session>, number: Option<u32>) {
-        locked(&self.0).retain(|_, entry| {
+        locked(&self.0).by_id.retain(|_, entry| {
             let Entry::Asked(asked) = entry else {
                 return true;
             };
@@ -210,12 +222,12 @@ impl Rendezvous {
 
     /// Removes an active transfer that is over.
     pub(super) fn done(&self, id: &str) {
-        locked(&self.0).remove(id);
+        locked(&self.0).by_id.remove(id);
     }
 
     /// Number of waiting entries on either side, and of those that are consumers of this session.
     pub(super) fn waiting(&self, session: Option<&Arc<Session>>) -> usize {
-        let entries = locked(&self.0);
+        let entries = &locked(&self.0).by_id;
         let waits = |entry: &&Entry| match (entry, session) {
             (Entry::Running, _) | (Entry::Offered(_), Some(_)) => false,
             (Entry::Asked(asked), Some(session)) => Arc::ptr_eq(&asked.session, session),
@@ -224,9 +236,13 @@ impl Rendezvous {
         entries.values().filter(waits).count()
     }
 
-    /// Removes everything: offers end, and waiting consumers are refused.
-    pub(super) fn clear(&self, outcome: &TransferOutcome) {
-        let entries = std::mem::take(&mut *locked(&self.0));
+    /// Removes everything: offers end, and consumers that wait or come later are refused.
+    pub(super) fn close(&self, outcome: &TransferOutcome) {
+        let entries = {
+            let mut entries = locked(&self.0);
+            entries.closed = Some(outcome.reason().to_owned());
+            std::mem::take(&mut entries.by_id)
+        };
         for entry in entries.into_values() {
             match entry {
                 Entry::Offered(offered) => offered.ending.set(outcome.clone()),
