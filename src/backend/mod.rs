@@ -164,6 +164,12 @@ pub trait Backend: MaybeSend {
     /// A source whose parts do not add up to its shape, or too little memory.
     fn weight(&mut self, source: WeightSource) -> Result<Weight>;
 
+    /// Whether a weight of this place is copied: nothing of its source is used after [`Backend::weight`] has returned, so that
+    /// the source's memory can be given back.
+    fn copies_weight(&self, _place: &Place) -> bool {
+        false
+    }
+
     /// Generates a weight of random numbers on the device, without a transfer from the host.
     ///
     /// # Errors

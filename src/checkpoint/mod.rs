@@ -202,21 +202,22 @@ impl Checkpoint {
     /// [`CheckpointError::NoSuchTensor`] if the configuration has no such tensor; for a quantised one also errors of reading
     /// its file.
     pub fn tensor(&self, name: &str) -> Result<TensorData, CheckpointError> {
-        self.data(self.entry(name)?)
+        self.data(self.entry(name)?, false)
     }
 
-    /// Tensors by their published names. Where files are read by ranges, all that are missing are asked for before the error.
+    /// Tensors by their published names; `apart`, each in a mapping of its own, whose pages are released with it. Where files are read by ranges, all that are missing are asked for before the error.
     ///
     /// # Errors
     /// As [`Checkpoint::tensor`].
     pub(crate) fn tensors_named(
         &self,
         names: &[String],
+        apart: bool,
     ) -> Result<Vec<TensorData>, CheckpointError> {
         let mut tensors = Vec::with_capacity(names.len());
         let mut missing = None;
         for name in names {
-            match self.tensor(name) {
+            match self.entry(name).and_then(|entry| self.data(entry, apart)) {
                 Err(CheckpointError::Read { file, source })
                     if source.kind() == ErrorKind::WouldBlock =>
                 {
@@ -249,7 +250,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::tensor`].
     pub fn tensors(&self) -> impl Iterator<Item = Result<TensorData, CheckpointError>> {
-        self.entries.iter().map(|entry| self.data(entry))
+        self.entries.iter().map(|entry| self.data(entry, false))
     }
 
     /// Every tensor in the order of names.
@@ -261,8 +262,8 @@ impl Checkpoint {
 
     /// The first and the last bytes of a tensor as stored, at most `most` of each; of a quantised one those of codes and scales.
     ///
-    /// Beside tensors that are repacked nothing is read through the shard's own mapping, whose pages would stay in memory beside
-    /// the blocks: a system may map two megabytes around each byte that is read.
+    /// Nothing is read through the shard's own mapping, whose pages would stay in memory beside a device's copy or repacked blocks: a
+    /// system may map two megabytes around each byte that is read.
     fn ends(&self, entry: &Entry, most: usize) -> Result<Vec<Bytes>, CheckpointError> {
         let parts = match &entry.repacked {
             Some(repacked) => repacked.stored(),
@@ -273,9 +274,9 @@ impl Checkpoint {
             let shard = self.shard(shard, &entry.name)?;
             let length = most.min(end - start);
             for range in [start..start + length, end - length..end] {
-                ends.push(match self.repacks && !shard.derived {
-                    true => map::window(shard, range)?,
-                    false => shard.slice(range)?,
+                ends.push(match shard.derived {
+                    true => shard.slice(range)?,
+                    false => map::window(shard, range)?,
                 });
             }
         }
@@ -329,13 +330,16 @@ impl Checkpoint {
         files.map(|shard| shard.path.as_path())
     }
 
-    fn data(&self, entry: &Entry) -> Result<TensorData, CheckpointError> {
+    fn data(&self, entry: &Entry, apart: bool) -> Result<TensorData, CheckpointError> {
         let shard = self.shard(entry.shard, &entry.name)?;
         let (format, bytes) = match &entry.repacked {
             Some(repacked) => repacked.make(&self.shards)?,
             None if self.repacks && !shard.derived && entry.range.len() <= COPIED => {
                 let window = map::window(shard, entry.range.clone())?;
                 (entry.format, compressed::copied(&window))
+            }
+            None if apart && !shard.derived => {
+                (entry.format, map::window(shard, entry.range.clone())?)
             }
             None => (entry.format, shard.slice(entry.range.clone())?),
         };

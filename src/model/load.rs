@@ -351,7 +351,9 @@ impl Loader<'_> {
             Source::Stored(checkpoint) => *checkpoint,
             Source::Random { .. } => return self.make(names, stack, place),
         };
-        let (tensors, _held) = files::reading(|| checkpoint.tensors_named(names)).await?;
+        // Pages of a whole file's mapping would stay in memory beside the device's copy.
+        let apart = self.backend.copies_weight(&place);
+        let (tensors, _held) = files::reading(|| checkpoint.tensors_named(names, apart)).await?;
         self.done += tensors.iter().map(|it| it.bytes.len() as u64).sum::<u64>();
         let weight = self
             .backend

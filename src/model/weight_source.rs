@@ -71,6 +71,6 @@ pub(crate) fn weight_source(
     stack: usize,
     place: Place,
 ) -> Result<WeightSource, Error> {
-    let tensors = checkpoint.tensors_named(names)?;
+    let tensors = checkpoint.tensors_named(names, false)?;
     Ok(assemble(names, &tensors, stack, place)?)
 }

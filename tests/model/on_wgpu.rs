@@ -8,7 +8,8 @@ use kimi_linear::backend::{
     Add, Backend, Batch, Block, Capacity, Element, Op, OutputRow, Program, Rows, Segment, Slot,
     StateLayout, StepOutput, TensorValues,
 };
-use kimi_linear::config::Dtype;
+use kimi_linear::checkpoint::Checkpoint;
+use kimi_linear::config::{Dtype, ModelConfig};
 use kimi_linear::error::BackendError;
 use kimi_linear::model::{Limits, Model, StepOptions};
 
@@ -42,6 +43,57 @@ fn load(name: &str, options: Options) -> Model {
         cache: Dtype::F32,
     };
     harness::load(name, Box::new(backend(options)), limits)
+}
+
+/// Bytes of a file's mappings that are in this process's memory.
+#[cfg(target_os = "linux")]
+fn resident(file: &std::path::Path) -> u64 {
+    let (mut inside, mut bytes) = (false, 0);
+    for line in std::fs::read_to_string("/proc/self/smaps").unwrap().lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("Rss:") if inside => bytes += 1024 * words.next().unwrap().parse::<u64>().unwrap(),
+            // The line of a mapping, which ends in its file.
+            Some(first) if !first.ends_with(':') => inside = line.ends_with(file.to_str().unwrap()),
+            _ => {}
+        }
+    }
+    bytes
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_weight_on_the_device_leaves_no_pages_of_its_file() {
+    // A file of its own, since other tests map the same checkpoint.
+    let dir = tempfile::tempdir().unwrap();
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo/");
+    let [config, weights] = ["config.json", "model.safetensors"].map(|name| {
+        let path = dir.path().join(name);
+        std::fs::copy(demo.to_owned() + name, &path).unwrap();
+        path
+    });
+    let config = ModelConfig::from_file(&config).unwrap();
+    let checkpoint = Checkpoint::open(dir.path(), &config).unwrap();
+    let limits = harness::limits(16, BLOCKS, Dtype::F32);
+    let device = Box::new(backend(Options::default()));
+    let model = Model::load(&config, &checkpoint, device, limits, &mut |_| {}).unwrap();
+    let (left, all) = (resident(&weights), weights.metadata().unwrap().len());
+    // The pages around the header; a system may map two megabytes at once.
+    assert!(left <= 2 << 20, "{left} of {all} bytes are left");
+    drop(model);
+    let sum = |tensor: kimi_linear::checkpoint::TensorData| {
+        let bytes = tensor.bytes.iter();
+        bytes.map(|byte| u64::from(*byte)).sum::<u64>()
+    };
+    let read: u64 = checkpoint
+        .tensors()
+        .map(|tensor| sum(tensor.unwrap()))
+        .sum();
+    let read_through = resident(&weights);
+    assert!(
+        read > 0 && read_through >= all,
+        "{read_through} of {all} bytes are counted"
+    );
 }
 
 /// One segment of the sequence number `sequence` of at most four, with logits requested at every position.

@@ -125,6 +125,10 @@ impl Backend for CudaBackend {
         Ok(memory.add_weight(weight, |id| source.handle(id)))
     }
 
+    fn copies_weight(&self, _place: &super::Place) -> bool {
+        true
+    }
+
     fn random_weight(&mut self, weight: RandomWeight) -> Result<Weight> {
         let made = weights::DeviceWeight::random(&self.shared.machine, &weight)?;
         let mut memory = self.shared.memory();

@@ -19,7 +19,7 @@ use super::parts::{check_alike, exchange};
 use super::shared::{On, SharedBackend, Traffic};
 use super::{
     Backend, Block, Capacity, Cut, Device, Element, LatentLayout, LatentPool, LatentRecord, Leave,
-    MemoryUse, MoeBlock, Op, Parallelism, Program, Random, RandomWeight, Result, Rows, Slot,
+    MemoryUse, MoeBlock, Op, Parallelism, Place, Program, Random, RandomWeight, Result, Rows, Slot,
     StateLayout, StatePool, StateRecord, Step, Tensor, TensorValues, Ticket, Weight, WeightSource,
     check,
 };
@@ -235,6 +235,12 @@ impl Backend for Group {
         ranks.try_for_each(|rank| rank.lock().recover())?;
         self.leaves = exchange::join(&self.ranks, self.degrees.width())?;
         Ok(())
+    }
+
+    fn copies_weight(&self, place: &Place) -> bool {
+        self.ranks
+            .iter()
+            .all(|rank| rank.lock().copies_weight(place))
     }
 
     fn weight(&mut self, source: WeightSource) -> Result<Weight> {

@@ -206,6 +206,14 @@ impl Backend for Offload {
         Ok(weights.add(located, |id| Weight { id, ..handle }))
     }
 
+    fn copies_weight(&self, place: &Place) -> bool {
+        let on = match self.keeps(place) {
+            true => &self.host,
+            false => &self.device,
+        };
+        on.lock().copies_weight(place)
+    }
+
     fn random_weight(&mut self, weight: RandomWeight) -> Result<Weight> {
         let handle = weight.handle(0);
         let located = match self.keeps(&weight.place) {

@@ -38,7 +38,7 @@ use super::check;
 use super::gpu::later;
 use super::{
     Backend, Block, Capacity, ConfirmedReport, Device, Element, LatentLayout, LatentPool,
-    LatentRecord, MemoryUse, Program, Random, RandomWeight, Result, Rows, Slot, StateLayout,
+    LatentRecord, MemoryUse, Place, Program, Random, RandomWeight, Result, Rows, Slot, StateLayout,
     StatePool, StateRecord, Step, Tensor, TensorValues, Ticket, Weight, WeightSource,
 };
 use crate::config::Dtype;
@@ -213,6 +213,10 @@ impl Backend for WgpuBackend {
         let weight = weights::GpuWeight::new(&self.shared.gpu, &source, self.weight_limit)?;
         let mut memory = self.shared.memory();
         Ok(memory.add_weight(weight, |id| source.handle(id)))
+    }
+
+    fn copies_weight(&self, _place: &Place) -> bool {
+        true
     }
 
     fn random_weight(&mut self, weight: RandomWeight) -> Result<Weight> {
