@@ -60,7 +60,7 @@ pub(super) fn assemble(
     })
 }
 
-/// The same from a checkpoint's own tensors.
+/// The same from a checkpoint's own tensors; `apart`, each in a mapping of its own, for a backend that copies weights.
 ///
 /// # Errors
 /// Those of [`assemble`], and tensors that are not there or cannot be read.
@@ -70,7 +70,8 @@ pub(crate) fn weight_source(
     names: &[String],
     stack: usize,
     place: Place,
+    apart: bool,
 ) -> Result<WeightSource, Error> {
-    let tensors = checkpoint.tensors_named(names, false)?;
+    let tensors = checkpoint.tensors_named(names, apart)?;
     Ok(assemble(names, &tensors, stack, place)?)
 }

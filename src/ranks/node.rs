@@ -194,7 +194,8 @@ impl Local<'_> {
                 degrees,
                 rank,
             } => {
-                let source = source(self.checkpoint, &tensors, stack, place)?;
+                let apart = backend.copies_weight(&place);
+                let source = source(self.checkpoint, &tensors, stack, place, apart)?;
                 let part = divided_weight(&source, &degrees, rank)?;
                 Ok(Reply::Weight(backend.weight(part)?))
             }
@@ -203,14 +204,15 @@ impl Local<'_> {
     }
 }
 
-/// The weight that these tensors of the checkpoint make up.
+/// The weight that these tensors of the checkpoint make up; `apart`, in mappings of its own.
 fn source(
     checkpoint: &Checkpoint,
     tensors: &[String],
     stack: usize,
     place: Place,
+    apart: bool,
 ) -> Result<WeightSource> {
-    let source = weight_source(checkpoint, tensors, stack, place);
+    let source = weight_source(checkpoint, tensors, stack, place, apart);
     source.map_err(|error| BackendError::Driver {
         backend: "remote",
         what: format!("to load {}", tensors.first().map_or("", |name| name)),

@@ -8,9 +8,9 @@ use super::message::{Call, Reply, Request, encode};
 use super::nodes::{Connections, reply, unexpected};
 use crate::backend::{
     Backend, Batch, Block, Capacity, CollectiveId, Collectives, Device, Element, LatentLayout,
-    LatentPool, LatentRecord, Leave, MemoryUse, Op, Parallelism, Program, Random, RandomWeight,
-    Result, Rows, Slot, StateLayout, StatePool, StateRecord, Step, StepOutput, Tensor,
-    TensorValues, Ticket, Weight, WeightSource,
+    LatentPool, LatentRecord, Leave, MemoryUse, Op, Parallelism, Place, Program, Random,
+    RandomWeight, Result, Rows, Slot, StateLayout, StatePool, StateRecord, Step, StepOutput,
+    Tensor, TensorValues, Ticket, Weight, WeightSource,
 };
 use crate::error::BackendError;
 use crate::transfer::peers::Peer;
@@ -215,6 +215,11 @@ impl<L: Line> Backend for Remote<L> {
     fn weight(&mut self, source: WeightSource) -> Result<Weight> {
         let request = self.line.weight(source)?;
         answered!(self.make(request), Weight)
+    }
+
+    // Only the names of its tensors are sent.
+    fn copies_weight(&self, _place: &Place) -> bool {
+        true
     }
 
     fn random_weight(&mut self, weight: RandomWeight) -> Result<Weight> {
