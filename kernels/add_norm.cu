@@ -4,21 +4,14 @@
 #include "shared/batch.h"
 #include "shared/weight.h"
 #include "shared/norm.h"
+#include "shared/params_rows.h"
 
 // target += source; output = target / sqrt(mean(target^2) + eps) * weight; one block of 256 threads per row.
-//   batch   the batch
-//   kind    TOKENS or OUTPUTS: the kind of the rows
-//   source  [.., width] bf16
-//   target  [.., width] bf16
-//   weight  [width] of the format
-//   output  [.., width] bf16
-extern "C" __global__ void __launch_bounds__(256) add_norm(
-    const u32* batch, u32 kind, const bf16* source, bf16* target, const void* weight, u32 format, bf16* output, u32 width,
-    float eps) {
+extern "C" __global__ void __launch_bounds__(256) add_norm(const AddNormParams p) {
     grid_dependency_synchronize();
     SHARED(float, scratch, 32);
-    if (blockIdx.x >= batch[kind]) return;
-    u64 at = (u64)blockIdx.x * width;
-    add_normalise(source + at, target + at, weight, format, output + at, width, eps, scratch);
+    if (blockIdx.x >= p.batch[p.rows]) return;
+    u64 at = (u64)blockIdx.x * p.width;
+    add_normalise(p.source + at, p.target + at, p.weight, p.format, p.output + at, p.width, p.eps, scratch);
 }
 ENTRY(add_norm)

@@ -8,6 +8,7 @@
 #include "shared/batch.h"
 #include "shared/eights.h"
 #include "shared/tile.h"
+#include "shared/params_experts.h"
 
 // Assignment number `i` of single rows, and of longer segments.
 static __device__ __forceinline__ u32 single_assignment(const u32* batch, u32 top_k, u32 i) {
@@ -196,67 +197,54 @@ static __device__ __forceinline__ bool is_shared(const void* shared) { return sh
 // up. Those of shared experts go to `shared_hidden`.
 template <class P>
 static __device__ __forceinline__ void few_in(
-    const Chosen& own, P product, const bf16* input, bf16* hidden, bf16* shared_hidden, u32 unit, u32 width,
-    u32 hidden_width, u32 top_k) {
+    const ExpertsFewInParams& p, const Chosen& own, P product, u32 unit, bf16* shared_hidden) {
     auto row_of = [&](u32 assignment) {
-        return input + (u64)(is_shared(shared_hidden) ? assignment : assignment / top_k) * width;
+        return p.input + (u64)(is_shared(shared_hidden) ? assignment : assignment / p.top_k) * p.width;
     };
     few(own, product, row_of, [&](u32 assignment, u32 n, float sum) {
         float other = __shfl_down_sync(EVERY_LANE, sum, FEW_OUTPUTS / 2);
-        if (n >= FEW_OUTPUTS / 2 || assignment == NONE || unit + n >= hidden_width) return;
-        bf16* to = is_shared(shared_hidden) ? shared_hidden : hidden;
-        to[(u64)assignment * hidden_width + unit + n] = narrow(silu(sum) * other);
+        if (n >= FEW_OUTPUTS / 2 || assignment == NONE || unit + n >= p.hidden_width) return;
+        bf16* to = is_shared(shared_hidden) ? shared_hidden : p.hidden;
+        to[(u64)assignment * p.hidden_width + unit + n] = narrow(silu(sum) * other);
     });
 }
 
 // hidden = silu(gate x) * (up x) for single rows. Grid (ceil(hidden_width / 16), maximum number of chosen experts, one more with
 // shared experts), block 256.
-//   batch    the batch
-//   ids      [T, top_k] u32
-//   list     from `experts_list`, if there are several single rows
-//   input    [T, width] bf16
-//   gate     [experts, hidden_width, width] bf16
-//   up       [experts, hidden_width, width] bf16
-//   shared   [2, hidden_width, width] bf16: gate and up of the shared experts, or null
-//   hidden   [T, top_k, hidden_width] bf16
-//   shared_hidden  [T, hidden_width] bf16, or null
-extern "C" __global__ void __launch_bounds__(256, 3) experts_few_in(
-    const u32* batch, const u32* ids, const u32* list, u32 most, const bf16* input, const bf16* gate, const bf16* up,
-    const bf16* shared, bf16* hidden, bf16* shared_hidden, u32 width, u32 hidden_width, u32 top_k, u32 first, u32 experts) {
+extern "C" __global__ void __launch_bounds__(256, 3) experts_few_in(const __grid_constant__ ExpertsFewInParams p) {
     grid_dependency_synchronize();
-    Chosen own = chosen(batch, ids, list, most, top_k, first, experts, shared != nullptr);
+    Chosen own = chosen(p.batch, p.ids, p.list, p.most, p.top_k, p.first_expert, p.experts, p.shared != nullptr);
     if (own.count == 0) return;
-    if (is_shared(shared)) {
-        gate = shared;
-        up = shared + (u64)hidden_width * width;
+    const bf16 *gate = (const bf16*)p.gate, *up = (const bf16*)p.up;
+    if (is_shared(p.shared)) {
+        gate = p.shared;
+        up = p.shared + (u64)p.hidden_width * p.width;
     }
     u32 unit = blockIdx.x * (FEW_OUTPUTS / 2);
-    FewDense product{{}, width};
+    FewDense product{{}, p.width};
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
-        u32 n = min(unit + threadIdx.x % 32 / 4 + i % 2 * 8, hidden_width - 1);
-        product.weights[i] = (i < 2 ? gate : up) + ((u64)own.expert * hidden_width + n) * width;
+        u32 n = min(unit + threadIdx.x % 32 / 4 + i % 2 * 8, p.hidden_width - 1);
+        product.weights[i] = (i < 2 ? gate : up) + ((u64)own.expert * p.hidden_width + n) * p.width;
     }
-    few_in(own, product, input, hidden, shared_hidden, unit, width, hidden_width, top_k);
+    few_in(p, own, product, unit, p.shared_hidden);
 }
 ENTRY(experts_few_in)
 
 // The same if a stack is in blocks: each has its own format, rows are whole blocks.
-extern "C" __global__ void __launch_bounds__(256, 2) experts_few_in_blocks(
-    const u32* batch, const u32* ids, const u32* list, u32 most, const bf16* input, const void* gate, u32 gate_format,
-    const void* up, u32 up_format, bf16* hidden, u32 width, u32 hidden_width, u32 top_k, u32 first, u32 experts) {
+extern "C" __global__ void __launch_bounds__(256, 2) experts_few_in_blocks(const ExpertsFewInParams p) {
     grid_dependency_synchronize();
-    Chosen own = chosen(batch, ids, list, most, top_k, first, experts, false);
+    Chosen own = chosen(p.batch, p.ids, p.list, p.most, p.top_k, p.first_expert, p.experts, false);
     if (own.count == 0) return;
     u32 unit = blockIdx.x * (FEW_OUTPUTS / 2);
-    FewRows weights{gate, up, gate_format, up_format, {}};
+    FewRows weights{p.gate, p.up, p.gate_format, p.up_format, {}};
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
-        u32 n = min(unit + threadIdx.x % 32 / 4 + i % 2 * 8, hidden_width - 1);
-        weights.rows[i] = ((u64)own.expert * hidden_width + n) * width;
+        u32 n = min(unit + threadIdx.x % 32 / 4 + i % 2 * 8, p.hidden_width - 1);
+        weights.rows[i] = ((u64)own.expert * p.hidden_width + n) * p.width;
     }
-    auto product = [&](FewSums& sums, const bf16* row) { few_product(sums, weights, row, width); };
-    few_in(own, product, input, hidden, nullptr, unit, width, hidden_width, top_k);
+    auto product = [&](FewSums& sums, const bf16* row) { few_product(sums, weights, row, p.width); };
+    few_in(p, own, product, unit, nullptr);
 }
 ENTRY(experts_few_in_blocks)
 
@@ -264,65 +252,53 @@ ENTRY(experts_few_in_blocks)
 // shared experts go to `shared_output`.
 template <class P>
 static __device__ __forceinline__ void few_out(
-    const Chosen& own, P product, const bf16* hidden, float* results, bf16* shared_output, u32 output, u32 width,
-    u32 hidden_width) {
-    auto row_of = [&](u32 assignment) { return hidden + (u64)assignment * hidden_width; };
+    const ExpertsFewOutParams& p, const Chosen& own, P product, u32 output, bf16* shared_output) {
+    auto row_of = [&](u32 assignment) {
+        return (is_shared(shared_output) ? p.shared_hidden : p.hidden) + (u64)assignment * p.hidden_width;
+    };
     few(own, product, row_of, [&](u32 assignment, u32 n, float sum) {
-        if (assignment == NONE || output + n >= width) return;
-        u64 at = (u64)assignment * width + output + n;
+        if (assignment == NONE || output + n >= p.width) return;
+        u64 at = (u64)assignment * p.width + output + n;
         if (is_shared(shared_output)) {
             shared_output[at] = narrow(sum);
         } else {
-            results[at] = sum;
+            p.results[at] = sum;
         }
     });
 }
 
-// results = down hidden for single rows; batch, ids and list as above. Grid (ceil(width / 32), maximum number of chosen experts,
-// one more with shared experts), block 256.
-//   hidden   [T, top_k, hidden_width] bf16
-//   down     [experts, width, hidden_width] bf16
-//   shared   [width, hidden_width] bf16: down of the shared experts, or null
-//   results  [T, top_k, width] f32
-//   shared_hidden, shared_output  [T, hidden_width] and [T, width] bf16, or null
-extern "C" __global__ void __launch_bounds__(256, 3) experts_few_out(
-    const u32* batch, const u32* ids, const u32* list, u32 most, const bf16* hidden, const bf16* down, const bf16* shared,
-    float* results, const bf16* shared_hidden, bf16* shared_output, u32 width, u32 hidden_width, u32 top_k, u32 first,
-    u32 experts) {
+// results = down hidden for single rows. Grid (ceil(width / 32), maximum number of chosen experts, one more with shared
+// experts), block 256.
+extern "C" __global__ void __launch_bounds__(256, 3) experts_few_out(const __grid_constant__ ExpertsFewOutParams p) {
     grid_dependency_synchronize();
-    Chosen own = chosen(batch, ids, list, most, top_k, first, experts, shared != nullptr);
+    Chosen own = chosen(p.batch, p.ids, p.list, p.most, p.top_k, p.first_expert, p.experts, p.shared != nullptr);
     if (own.count == 0) return;
-    if (is_shared(shared)) {
-        down = shared;
-        hidden = shared_hidden;
-    }
+    const bf16* down = is_shared(p.shared) ? p.shared : (const bf16*)p.down;
     u32 output = blockIdx.x * FEW_OUTPUTS;
-    FewDense product{{}, hidden_width};
+    FewDense product{{}, p.hidden_width};
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
-        u32 n = min(output + threadIdx.x % 32 / 4 + i * 8, width - 1);
-        product.weights[i] = down + ((u64)own.expert * width + n) * hidden_width;
+        u32 n = min(output + threadIdx.x % 32 / 4 + i * 8, p.width - 1);
+        product.weights[i] = down + ((u64)own.expert * p.width + n) * p.hidden_width;
     }
-    few_out(own, product, hidden, results, shared_output, output, width, hidden_width);
+    few_out(p, own, product, output, p.shared_output);
 }
 ENTRY(experts_few_out)
 
 // The same with a stack in blocks.
-extern "C" __global__ void __launch_bounds__(256, 2) experts_few_out_blocks(
-    const u32* batch, const u32* ids, const u32* list, u32 most, const bf16* hidden, const void* down, u32 format,
-    float* results, u32 width, u32 hidden_width, u32 top_k, u32 first, u32 experts) {
+extern "C" __global__ void __launch_bounds__(256, 2) experts_few_out_blocks(const ExpertsFewOutParams p) {
     grid_dependency_synchronize();
-    Chosen own = chosen(batch, ids, list, most, top_k, first, experts, false);
+    Chosen own = chosen(p.batch, p.ids, p.list, p.most, p.top_k, p.first_expert, p.experts, false);
     if (own.count == 0) return;
     u32 output = blockIdx.x * FEW_OUTPUTS;
-    FewRows weights{down, down, format, format, {}};
+    FewRows weights{p.down, p.down, p.format, p.format, {}};
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
-        u32 n = min(output + threadIdx.x % 32 / 4 + i * 8, width - 1);
-        weights.rows[i] = ((u64)own.expert * width + n) * hidden_width;
+        u32 n = min(output + threadIdx.x % 32 / 4 + i * 8, p.width - 1);
+        weights.rows[i] = ((u64)own.expert * p.width + n) * p.hidden_width;
     }
-    auto product = [&](FewSums& sums, const bf16* row) { few_product(sums, weights, row, hidden_width); };
-    few_out(own, product, hidden, results, nullptr, output, width, hidden_width);
+    auto product = [&](FewSums& sums, const bf16* row) { few_product(sums, weights, row, p.hidden_width); };
+    few_out(p, own, product, output, nullptr);
 }
 ENTRY(experts_few_out_blocks)
 
@@ -330,25 +306,20 @@ ENTRY(experts_few_out_blocks)
 #define SHARE 2048
 
 // The number of assignments to each expert in each share of longer segments' assignments. Grid (ceil(assignments / 2048)),
-// block 256.
-//   batch    the batch
-//   ids      [T, top_k] u32
-//   counts   [shares, experts] u32
-// Dynamic shared memory: 4 bytes per expert.
-extern "C" __global__ void __launch_bounds__(256) experts_count(
-    const u32* batch, const u32* ids, u32* counts, u32 top_k, u32 first, u32 experts) {
+// block 256; dynamic shared memory: 4 bytes per expert.
+extern "C" __global__ void __launch_bounds__(256) experts_count(const ExpertsGroupParams p) {
     grid_dependency_synchronize();
     u32* own = (u32*)dynamic_shared();
-    u32 assignments = batch[SEVERAL_ROWS] * top_k, start = blockIdx.x * SHARE;
+    u32 assignments = p.batch[SEVERAL_ROWS] * p.top_k, start = blockIdx.x * SHARE;
     if (start >= assignments) return;
-    for (u32 e = threadIdx.x; e < experts; e += 256) own[e] = 0;
+    for (u32 e = threadIdx.x; e < p.experts; e += 256) own[e] = 0;
     __syncthreads();
     for (u32 i = start + threadIdx.x; i < min(start + SHARE, assignments); i += 256) {
-        u32 expert = ids[several_assignment(batch, top_k, i)] - first;
-        if (expert < experts) atomicAdd(own + expert, 1u);
+        u32 expert = p.ids[several_assignment(p.batch, p.top_k, i)] - p.first_expert;
+        if (expert < p.experts) atomicAdd(own + expert, 1u);
     }
     __syncthreads();
-    for (u32 e = threadIdx.x; e < experts; e += 256) counts[(u64)blockIdx.x * experts + e] = own[e];
+    for (u32 e = threadIdx.x; e < p.experts; e += 256) p.counts[(u64)blockIdx.x * p.experts + e] = own[e];
 }
 ENTRY(experts_count)
 
@@ -436,32 +407,27 @@ static __device__ __forceinline__ void sort_assignments(
 }
 
 // Assignments of longer segments in tiles, sorted by expert. Grid (ceil(assignments / 2048)), block 256.
-//   batch    the batch
-//   ids      [T, top_k] u32
-//   counts   from `experts_count`
-//   groups   as above, a run per tile
 // Dynamic shared memory: 40 bytes per expert.
-extern "C" __global__ void __launch_bounds__(256) experts_group(
-    const u32* batch, const u32* ids, const u32* counts, u32* groups, u32 most_tiles, u32 top_k, u32 first, u32 experts) {
+extern "C" __global__ void __launch_bounds__(256) experts_group(const ExpertsGroupParams p) {
     grid_dependency_synchronize();
-    u32 assignments = batch[SEVERAL_ROWS] * top_k, start = blockIdx.x * SHARE;
+    u32 assignments = p.batch[SEVERAL_ROWS] * p.top_k, start = blockIdx.x * SHARE;
     if (start >= assignments) return;
-    auto assignment_of = [&](u32 i) { return several_assignment(batch, top_k, i); };
-    sort_assignments(ids, counts, groups, most_tiles, TILE_ROWS, first, experts, start, min(start + SHARE, assignments), assignments, assignment_of);
+    auto assignment_of = [&](u32 i) { return several_assignment(p.batch, p.top_k, i); };
+    u32 end = min(start + SHARE, assignments);
+    sort_assignments(
+        p.ids, p.counts, p.groups, p.most_tiles, TILE_ROWS, p.first_expert, p.experts, start, end, assignments, assignment_of);
 }
 ENTRY(experts_group)
 
 // Assignments of single rows, sorted by expert, one run per expert. One block of 256.
-//   batch    the batch
-//   ids      [T, top_k] u32
-//   list     as above
 // Dynamic shared memory: 40 bytes per expert.
-extern "C" __global__ void __launch_bounds__(256) experts_list(
-    const u32* batch, const u32* ids, u32* list, u32 most, u32 top_k, u32 first, u32 experts) {
+extern "C" __global__ void __launch_bounds__(256) experts_list(const ExpertsGroupParams p) {
     grid_dependency_synchronize();
-    u32 assignments = (batch[TOKENS] - batch[SEVERAL_ROWS]) * top_k;
-    auto assignment_of = [&](u32 i) { return single_assignment(batch, top_k, i); };
-    sort_assignments(ids, nullptr, list, most, max(assignments, 1u), first, experts, 0, assignments, assignments, assignment_of);
+    u32 assignments = (p.batch[TOKENS] - p.batch[SEVERAL_ROWS]) * p.top_k;
+    auto assignment_of = [&](u32 i) { return single_assignment(p.batch, p.top_k, i); };
+    u32 run = max(assignments, 1u);
+    sort_assignments(
+        p.ids, nullptr, p.groups, p.most_tiles, run, p.first_expert, p.experts, 0, assignments, assignments, assignment_of);
 }
 ENTRY(experts_list)
 
@@ -492,51 +458,42 @@ static __device__ __forceinline__ void many_in(
 }
 
 // hidden = silu(gate x) * (up x) for a tile of assignments (y) and 64 columns (x), on tensor cores; 128 threads.
-//   groups   from `experts_group`
-//   input    [T, width] bf16
-//   gate     [experts, hidden_width, width] bf16
-//   up       [experts, hidden_width, width] bf16
-//   hidden   [T, top_k, hidden_width] bf16
 // Dynamic shared memory: TILE_STAGES of two tiles.
-extern "C" __global__ void __launch_bounds__(128, 2) experts_many_in(
-    const u32* groups, u32 most_tiles, const bf16* input, const bf16* gate, const bf16* up, bf16* hidden, u32 width,
-    u32 hidden_width, u32 top_k) {
+extern "C" __global__ void __launch_bounds__(128, 2) experts_many_in(const ExpertsManyInParams p) {
     grid_dependency_synchronize();
-    if (blockIdx.y >= groups[0]) return;
-    const u32* tile = groups + 1 + 3 * (u64)blockIdx.y;
-    const u32* list = groups + 1 + 3 * (u64)most_tiles + tile[1];
+    if (blockIdx.y >= p.groups[0]) return;
+    const u32* tile = p.groups + 1 + 3 * (u64)blockIdx.y;
+    const u32* list = p.groups + 1 + 3 * (u64)p.most_tiles + tile[1];
     u32 rows = tile[2], column = blockIdx.x * (TILE_COLUMNS / 2);
-    u64 matrix = (u64)tile[0] * hidden_width * width;
+    u64 matrix = (u64)tile[0] * p.hidden_width * p.width;
     const bf16 *a[TILE_OWN], *b[TILE_OWN];
 #pragma unroll
     for (u32 i = 0; i < TILE_OWN; i++) {
         u32 r = tile_row(i), n = column + r % 64;
-        a[i] = r < rows ? input + (u64)(list[r] / top_k) * width : nullptr;
-        b[i] = n < hidden_width ? (r < 64 ? gate : up) + matrix + (u64)n * width : nullptr;
+        a[i] = r < rows ? p.input + (u64)(list[r] / p.top_k) * p.width : nullptr;
+        b[i] = n < p.hidden_width ? (const bf16*)(r < 64 ? p.gate : p.up) + matrix + (u64)n * p.width : nullptr;
     }
-    many_in(a, b, list, hidden, rows, column, width, hidden_width);
+    many_in(a, b, list, p.hidden, rows, column, p.width, p.hidden_width);
 }
 ENTRY(experts_many_in)
 
 // The same if a stack is in blocks: each has its own format, rows are whole blocks.
-extern "C" __global__ void __launch_bounds__(128, 2) experts_many_in_blocks(
-    const u32* groups, u32 most_tiles, const bf16* input, const void* gate, u32 gate_format, const void* up, u32 up_format,
-    bf16* hidden, u32 width, u32 hidden_width, u32 top_k) {
+extern "C" __global__ void __launch_bounds__(128, 2) experts_many_in_blocks(const ExpertsManyInParams p) {
     grid_dependency_synchronize();
-    if (blockIdx.y >= groups[0]) return;
-    const u32* tile = groups + 1 + 3 * (u64)blockIdx.y;
-    const u32* list = groups + 1 + 3 * (u64)most_tiles + tile[1];
+    if (blockIdx.y >= p.groups[0]) return;
+    const u32* tile = p.groups + 1 + 3 * (u64)blockIdx.y;
+    const u32* list = p.groups + 1 + 3 * (u64)p.most_tiles + tile[1];
     u32 rows = tile[2], column = blockIdx.x * (TILE_COLUMNS / 2);
     const bf16* a[TILE_OWN];
 #pragma unroll
     for (u32 i = 0; i < TILE_OWN; i++) {
         u32 r = tile_row(i);
-        a[i] = r < rows ? input + (u64)(list[r] / top_k) * width : nullptr;
+        a[i] = r < rows ? p.input + (u64)(list[r] / p.top_k) * p.width : nullptr;
     }
-    u64 from = ((u64)tile[0] * hidden_width + column) * width;
-    u32 there = min(hidden_width - column, TILE_ROWS / 2u);
-    StoredRows b[2] = {{gate, gate_format, from, there}, {up, up_format, from, there}};
-    many_in(a, b, list, hidden, rows, column, width, hidden_width);
+    u64 from = ((u64)tile[0] * p.hidden_width + column) * p.width;
+    u32 there = min(p.hidden_width - column, TILE_ROWS / 2u);
+    StoredRows b[2] = {{p.gate, p.gate_format, from, there}, {p.up, p.up_format, from, there}};
+    many_in(a, b, list, p.hidden, rows, column, p.width, p.hidden_width);
 }
 ENTRY(experts_many_in_blocks)
 
@@ -565,52 +522,45 @@ static __device__ __forceinline__ void many_out(
 }
 
 // results = down hidden for a tile of assignments (y) and TILE_COLUMNS columns (x), on tensor cores; 128 threads.
-//   groups   from `experts_group`
-//   hidden   [T, top_k, hidden_width] bf16
-//   down     [experts, width, hidden_width] bf16
-//   results  [T, top_k, width] f32
 // Dynamic shared memory: TILE_STAGES of two tiles.
-extern "C" __global__ void __launch_bounds__(128, 2) experts_many_out(
-    const u32* groups, u32 most_tiles, const bf16* hidden, const bf16* down, float* results, u32 width, u32 hidden_width) {
+extern "C" __global__ void __launch_bounds__(128, 2) experts_many_out(const ExpertsManyOutParams p) {
     grid_dependency_synchronize();
-    if (blockIdx.y >= groups[0]) return;
-    const u32* tile = groups + 1 + 3 * (u64)blockIdx.y;
-    const u32* list = groups + 1 + 3 * (u64)most_tiles + tile[1];
+    if (blockIdx.y >= p.groups[0]) return;
+    const u32* tile = p.groups + 1 + 3 * (u64)blockIdx.y;
+    const u32* list = p.groups + 1 + 3 * (u64)p.most_tiles + tile[1];
     u32 rows = tile[2], column = blockIdx.x * TILE_COLUMNS;
-    u64 matrix = (u64)tile[0] * width * hidden_width;
+    u64 matrix = (u64)tile[0] * p.width * p.hidden_width;
     const bf16 *a[TILE_OWN], *b[TILE_OWN];
 #pragma unroll
     for (u32 i = 0; i < TILE_OWN; i++) {
         u32 r = tile_row(i);
-        a[i] = r < rows ? hidden + (u64)list[r] * hidden_width : nullptr;
-        b[i] = column + r < width ? down + matrix + (u64)(column + r) * hidden_width : nullptr;
+        a[i] = r < rows ? p.hidden + (u64)list[r] * p.hidden_width : nullptr;
+        b[i] = column + r < p.width ? (const bf16*)p.down + matrix + (u64)(column + r) * p.hidden_width : nullptr;
     }
-    many_out(a, b, list, results, rows, column, width, hidden_width);
+    many_out(a, b, list, p.results, rows, column, p.width, p.hidden_width);
 }
 ENTRY(experts_many_out)
 
 // The same with a stack in blocks.
-extern "C" __global__ void __launch_bounds__(128, 2) experts_many_out_blocks(
-    const u32* groups, u32 most_tiles, const bf16* hidden, const void* down, u32 format, float* results, u32 width,
-    u32 hidden_width) {
+extern "C" __global__ void __launch_bounds__(128, 2) experts_many_out_blocks(const ExpertsManyOutParams p) {
     grid_dependency_synchronize();
-    if (blockIdx.y >= groups[0]) return;
-    const u32* tile = groups + 1 + 3 * (u64)blockIdx.y;
-    const u32* list = groups + 1 + 3 * (u64)most_tiles + tile[1];
+    if (blockIdx.y >= p.groups[0]) return;
+    const u32* tile = p.groups + 1 + 3 * (u64)blockIdx.y;
+    const u32* list = p.groups + 1 + 3 * (u64)p.most_tiles + tile[1];
     u32 rows = tile[2], column = blockIdx.x * TILE_COLUMNS;
     const bf16* a[TILE_OWN];
 #pragma unroll
     for (u32 i = 0; i < TILE_OWN; i++) {
         u32 r = tile_row(i);
-        a[i] = r < rows ? hidden + (u64)list[r] * hidden_width : nullptr;
+        a[i] = r < rows ? p.hidden + (u64)list[r] * p.hidden_width : nullptr;
     }
     StoredRows b[2];
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
         u32 n = column + half * (TILE_ROWS / 2);
-        u64 from = ((u64)tile[0] * width + n) * hidden_width;
-        b[half] = {down, format, from, n < width ? min(width - n, TILE_ROWS / 2u) : 0};
+        u64 from = ((u64)tile[0] * p.width + n) * p.hidden_width;
+        b[half] = {p.down, p.format, from, n < p.width ? min(p.width - n, TILE_ROWS / 2u) : 0};
     }
-    many_out(a, b, list, results, rows, column, width, hidden_width);
+    many_out(a, b, list, p.results, rows, column, p.width, p.hidden_width);
 }
 ENTRY(experts_many_out_blocks)

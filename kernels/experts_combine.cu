@@ -2,6 +2,7 @@
 #include "shared/kernel.h"
 #include "shared/batch.h"
 #include "shared/norm.h"
+#include "shared/params_experts.h"
 
 // Choices whose results are loaded at the same time.
 #define COMBINED 8
@@ -56,62 +57,40 @@ static __device__ __forceinline__ void combine(
     }
 }
 
-// The arguments of both kernels: of a row, from column `column` on, four columns.
-struct Combined {
-    const u32* ids;
-    const float *weights, *results;
-    const bf16* shared;
-    bf16* output;
-    u32 width, top_k, first, experts;
-
-    __device__ __forceinline__ void four(u64 row, u32 column) const {
-        const u32* chosen = ids + row * top_k;
-        const float *shares = weights + row * top_k, *parts = results + row * top_k * width;
-        const bf16* more = shared != nullptr ? shared + row * width : nullptr;
-        bf16* to = output + row * width;
-        if (width % 4 == 0) {
-            combine<true>(chosen, shares, parts, more, to, column, width, top_k, first, experts);
-        } else {
-            combine<false>(chosen, shares, parts, more, to, column, width, top_k, first, experts);
-        }
+// Four columns of row `row` from column `column` on.
+static __device__ __forceinline__ void combine_four(const ExpertsCombineParams& p, u64 row, u32 column) {
+    const u32* ids = p.ids + row * p.top_k;
+    const float *weights = p.weights + row * p.top_k, *results = p.results + row * p.top_k * p.width;
+    const bf16* shared = p.shared != nullptr ? p.shared + row * p.width : nullptr;
+    bf16* output = p.output + row * p.width;
+    if (p.width % 4 == 0) {
+        combine<true>(ids, weights, results, shared, output, column, p.width, p.top_k, p.first_expert, p.experts);
+    } else {
+        combine<false>(ids, weights, results, shared, output, column, p.width, p.top_k, p.first_expert, p.experts);
     }
-};
+}
 
 // output = sum over choices of weight * result, in the order of the choices, plus the result of shared experts. Grid (rows,
 // ceil(width / 1024)), block 256; a thread has four columns.
-//   batch    the batch
-//   ids      [T, top_k] u32
-//   weights  [T, top_k] f32
-//   results  [T, top_k, width] f32
-//   shared   [T, width] bf16, or null
-//   output   [T, width] bf16
-extern "C" __global__ void __launch_bounds__(256) experts_combine(
-    const u32* batch, const u32* ids, const float* weights, const float* results, const bf16* shared, bf16* output, u32 width,
-    u32 top_k, u32 first, u32 experts) {
+extern "C" __global__ void __launch_bounds__(256) experts_combine(const ExpertsCombineParams p) {
     grid_dependency_synchronize();
     u32 column = (blockIdx.y * 256 + threadIdx.x) * 4;
-    if (blockIdx.x >= batch[TOKENS] || column >= width) return;
-    Combined{ids, weights, results, shared, output, width, top_k, first, experts}.four(blockIdx.x, column);
+    if (blockIdx.x >= p.batch[TOKENS] || column >= p.width) return;
+    combine_four(p, blockIdx.x, column);
 }
 ENTRY(experts_combine)
 
 // The same, then the residual sum target += output, then its norm, with the bits of `add_norm`. Grid (rows), block 256.
-//   target   [T, width] bf16
-//   norm     [width] of the format
-//   normed   [T, width] bf16
-extern "C" __global__ void __launch_bounds__(256) experts_combine_norm(
-    const u32* batch, const u32* ids, const float* weights, const float* results, const bf16* shared, bf16* output, u32 width,
-    u32 top_k, u32 first, u32 experts, bf16* target, const void* norm, u32 format, bf16* normed, float eps) {
+extern "C" __global__ void __launch_bounds__(256) experts_combine_norm(const __grid_constant__ ExpertsCombineParams p) {
     grid_dependency_synchronize();
     SHARED(float, scratch, 32);
-    if (blockIdx.x >= batch[TOKENS]) return;
-    Combined combined{ids, weights, results, shared, output, width, top_k, first, experts};
-    for (u32 column = threadIdx.x * 4; column < width; column += 1024) {
-        combined.four(blockIdx.x, column);
+    if (blockIdx.x >= p.batch[TOKENS]) return;
+    for (u32 column = threadIdx.x * 4; column < p.width; column += 1024) {
+        combine_four(p, blockIdx.x, column);
     }
     // The sum divides the columns differently among the threads.
     __syncthreads();
-    u64 at = (u64)blockIdx.x * width;
-    add_normalise(output + at, target + at, norm, format, normed + at, width, eps, scratch);
+    u64 at = (u64)blockIdx.x * p.width;
+    add_normalise(p.output + at, p.target + at, p.norm, p.format, p.normed + at, p.width, p.eps, scratch);
 }
 ENTRY(experts_combine_norm)

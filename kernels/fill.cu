@@ -2,6 +2,7 @@
 // the numbers are `Random::value` of `src/backend/random.rs`, to the bit.
 #include "shared/kernel.h"
 #include "shared/latents.h"
+#include "shared/params_rows.h"
 
 // Mixes the bits of a word.
 static __device__ __forceinline__ u32 mix(u32 x) {
@@ -11,22 +12,21 @@ static __device__ __forceinline__ u32 mix(u32 x) {
 }
 
 // 4096 elements per block, 16 per thread.
-//   output  [count] of the format
-extern "C" __global__ void __launch_bounds__(256) fill(void* output, u32 format, u64 count, u32 seed, float mean, float scale) {
+extern "C" __global__ void __launch_bounds__(256) fill(const FillParams p) {
     grid_dependency_synchronize();
     u64 first = (u64)blockIdx.x * 4096 + threadIdx.x;
     for (u32 k = 0; k < 16; k++) {
         u64 i = first + k * 256;
-        if (i >= count) return;
-        u32 bits = mix(mix((u32)i ^ seed) + seed);
+        if (i >= p.count) return;
+        u32 bits = mix(mix((u32)i ^ p.seed) + p.seed);
         // 24 bits in -1 .. 1, exactly; the scale is a power of two.
-        float value = mean + scale * ((float)(bits >> 8) * 1.1920928955078125e-7f - 1.0f);
-        if (format == FORMAT_F32) {
-            ((float*)output)[i] = value;
-        } else if (format == FORMAT_F16) {
-            store_latent(((f16*)output)[i], value);
+        float value = p.mean + p.scale * ((float)(bits >> 8) * 1.1920928955078125e-7f - 1.0f);
+        if (p.format == FORMAT_F32) {
+            ((float*)p.output)[i] = value;
+        } else if (p.format == FORMAT_F16) {
+            store_latent(((f16*)p.output)[i], value);
         } else {
-            ((bf16*)output)[i] = narrow(value);
+            ((bf16*)p.output)[i] = narrow(value);
         }
     }
 }

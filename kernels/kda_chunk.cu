@@ -20,6 +20,7 @@
 #include "shared/kernel.h"
 #include "shared/kda_image.h"
 #include "shared/kda_input.h"
+#include "shared/params_kda.h"
 
 #define PREPARE_THREADS 128
 #define PREPARE_WARPS 4
@@ -414,34 +415,21 @@ static __device__ __forceinline__ void prepare(const From& from, const u32* batc
 
 // `kda_prepare`: images of chunks, from the outputs of the convolution and the gates. Grid (chunks, heads), block 128;
 // dynamic shared memory image_bytes + 160 P, with P the padded K. A grid may be larger than the number of chunks.
-//   batch      the batch; its chunks are those of segments that run by chunks (`form`)
-//   qkv        [T, channels] bf16, after the convolution
-//   gates      [T, heads K] f32: log decay           beta  [T, heads] f32
-//   workspace  [chunks, heads, image_bytes], aligned to 16 bytes
 //
 // `kda_prepare_fused`: the same from the inputs of the convolution and the gates. Reads convolution states and does not
 // change them: `kda_scan` writes them. K and V are even and at most 128.
-//   input      [T, channels] bf16, before the convolution
-//   weight     [channels, 4] of the format
-//   conv_states  [slots, channels, 3] f32
-//   decay      [T, heads K] bf16                     write    [T, heads] bf16
-//   a_log      [heads] of its format                 dt_bias  [heads K] of its format
-#define KDA_PREPARE(plain_name, fused_name, padded)                                                                    \
-    extern "C" __global__ void __launch_bounds__(PREPARE_THREADS, 4) plain_name(                                      \
-        const u32* batch, const bf16* qkv, const float* gates, const float* beta, u8* workspace, u32 key_heads,       \
-        u32 heads, u32 key_width, u32 value_width, u32 form) {                                                        \
+#define KDA_PREPARE(plain_name, fused_name, padded)                                                                   \
+    extern "C" __global__ void __launch_bounds__(PREPARE_THREADS, 4) plain_name(const KdaPrepareParams p) {           \
         grid_dependency_synchronize();                                                                                \
-        Heads h{key_heads, heads, key_width, value_width};                                                            \
-        prepare<padded>(Plain{qkv, gates, beta}, batch, workspace, h, form);                                          \
+        Heads h{p.key_heads, p.heads, p.key_width, p.value_width};                                                    \
+        prepare<padded>(Plain{p.qkv, p.gates, p.beta}, p.batch, p.workspace, h, p.form);                              \
     }                                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(PREPARE_THREADS, 4) fused_name(                                      \
-        const u32* batch, const bf16* input, const void* weight, u32 format, float* conv_states,                            \
-        const bf16* decay, const bf16* write, const void* a_log, u32 a_log_format, const void* dt_bias,               \
-        u32 dt_bias_format, u8* workspace, u32 key_heads, u32 heads, u32 key_width, u32 value_width, u32 form) {      \
+    extern "C" __global__ void __launch_bounds__(PREPARE_THREADS, 4) fused_name(const KdaPrepareFusedParams p) {      \
         grid_dependency_synchronize();                                                                                \
-        Gates gates{decay, write, a_log, dt_bias, a_log_format, dt_bias_format};                                      \
-        Heads h{key_heads, heads, key_width, value_width};                                                            \
-        prepare<padded>(Fused{Conv{input, weight, format, conv_states}, gates}, batch, workspace, h, form);                 \
+        Gates gates{p.decay, p.write, p.a_log, p.dt_bias, p.a_log_format, p.dt_bias_format};                          \
+        Heads h{p.key_heads, p.heads, p.key_width, p.value_width};                                                    \
+        Conv conv{p.input, p.weight, p.format, p.conv_states};                                                        \
+        prepare<padded>(Fused{conv, gates}, p.batch, p.workspace, h, p.form);                                         \
     }
 
 KDA_PREPARE(kda_prepare_32, kda_prepare_fused_32, 32)

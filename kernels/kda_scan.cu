@@ -12,6 +12,7 @@
 // Images are loaded by the copy engine: common part and values, two copies per chunk.
 #include "shared/kernel.h"
 #include "shared/kda_image.h"
+#include "shared/params_kda.h"
 
 // Maximum number of warps per block, with 16 columns each.
 #define MOST_WARPS 8
@@ -330,21 +331,12 @@ static __device__ __forceinline__ void scan(
 // Runs of chunks, each in order. Grid (ceil(V / 16 W), heads, scans), block 32 W, W at most 8; dynamic shared memory 5 (512
 // (P/4 + 1) + 4 P + 528 W). K is at most P. A grid may be larger than the number of scans; for a run of no chunks the state
 // is copied.
-//   batch      the batch; its scans are those of segments that run by chunks (`form`)
-//   workspace  [chunks, heads, image_bytes], written by `kda_prepare`
-//   operators  [splits, heads, 16 ceil(V / 16) + P, P] f32, written by `kda_seeds`, or null if no segment is cut into splits
-//   states     [slots, heads, K, V] f32
-//   output     [T, heads V] bf16, aligned to 16 bytes
-//   input      [T, channels] bf16, before the convolution, if `kda_prepare_fused` ran: then the convolution states of the segments'
-//              slots are written as well; else null
-//   conv_states  [slots, channels, 3] f32, or null
 #define KDA_SCAN(name, padded)                                                                                        \
-    extern "C" __global__ void __launch_bounds__(MOST_WARPS * 32, 1) name(                                            \
-        const u32* batch, const u8* workspace, const float* operators, float* states, bf16* output,                   \
-        const bf16* input, float* conv_states, u32 key_heads, u32 heads, u32 key_width, u32 value_width, u32 form) {        \
-        grid_dependency_synchronize();                                                                                      \
-        Heads h{key_heads, heads, key_width, value_width};                                                            \
-        scan<padded>(batch, workspace, operators, states, output, h, form, Conv{input, nullptr, 0, conv_states});           \
+    extern "C" __global__ void __launch_bounds__(MOST_WARPS * 32, 1) name(const KdaScanParams p) {                    \
+        grid_dependency_synchronize();                                                                                \
+        Heads h{p.key_heads, p.heads, p.key_width, p.value_width};                                                    \
+        Conv conv{p.input, nullptr, 0, p.conv_states};                                                                \
+        scan<padded>(p.batch, p.workspace, p.operators, p.states, p.output, h, p.form, conv);                         \
     }
 
 KDA_SCAN(kda_scan_32, 32)
@@ -440,19 +432,16 @@ static __device__ __forceinline__ void find_seeds(const u32* batch, float* opera
 // `kda_operators`: the affine maps of all splits. Grid (ceil((ceil(V / 16) + P / 16) / W), heads, splits), block and shared
 // memory as for `kda_scan`. `kda_seeds`: the entry states of splits, which replace B. Grid (ceil(V / 64), heads, cuts), block
 // 128. Grids may be larger than the batch requires.
-//   batch, workspace  as above
-//   operators  [splits, heads, 16 ceil(V / 16) + P, P] f32: columns of B, then of M
-//   states     [slots, heads, K, V] f32
-#define KDA_SPLITS(operators_name, seeds_name, padded)                                                              \
-    extern "C" __global__ void __launch_bounds__(MOST_WARPS * 32, 1) operators_name(                                  \
-        const u32* batch, const u8* workspace, float* operators, u32 heads, u32 key_width, u32 value_width) {         \
+#define KDA_SPLITS(operators_name, seeds_name, padded)                                                                \
+    extern "C" __global__ void __launch_bounds__(MOST_WARPS * 32, 1) operators_name(const KdaSplitsParams p) {        \
         grid_dependency_synchronize();                                                                                \
-        find_operators<padded>(batch, workspace, operators, Heads{heads, heads, key_width, value_width});             \
+        Heads h{p.heads, p.heads, p.key_width, p.value_width};                                                        \
+        find_operators<padded>(p.batch, p.workspace, p.operators, h);                                                 \
     }                                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(128) seeds_name(                                                     \
-        const u32* batch, float* operators, const float* states, u32 heads, u32 key_width, u32 value_width) {         \
+    extern "C" __global__ void __launch_bounds__(128) seeds_name(const KdaSplitsParams p) {                           \
         grid_dependency_synchronize();                                                                                \
-        find_seeds<padded>(batch, operators, states, Heads{heads, heads, key_width, value_width});                    \
+        Heads h{p.heads, p.heads, p.key_width, p.value_width};                                                        \
+        find_seeds<padded>(p.batch, p.operators, p.states, h);                                                        \
     }
 
 KDA_SPLITS(kda_operators_32, kda_seeds_32, 32)

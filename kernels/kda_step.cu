@@ -4,6 +4,7 @@
 // row per warp. The state is read once and written once, for any number of tokens.
 #include "shared/kernel.h"
 #include "shared/kda.h"
+#include "shared/params_kda.h"
 
 #define STEP_THREADS 256
 #define STEP_WARPS 8
@@ -259,17 +260,21 @@ static __device__ __forceinline__ void load_rows(float4 (&state)[STEP_ROWS], con
 static __device__ __forceinline__ void store_rows(const float4 (&state)[STEP_ROWS], float* to, const Heads& h) {
     u32 warp = threadIdx.x / 32, e = threadIdx.x % 32 * 4;
     to += warp * h.value_width + e;
+    if (h.value_width % 4 == 0) {
+        #pragma unroll
+        for (u32 r = 0; r < STEP_ROWS; r++) {
+            if (r * STEP_WARPS + warp < h.key_width && e < h.value_width) *(float4*)to = state[r];
+            to += STEP_WARPS * h.value_width;
+        }
+        return;
+    }
     #pragma unroll
     for (u32 r = 0; r < STEP_ROWS; r++) {
         bool inside = r * STEP_WARPS + warp < h.key_width;
-        if (h.value_width % 4 == 0) {
-            if (inside && e < h.value_width) *(float4*)to = state[r];
-        } else {
-            if (inside && e < h.value_width) to[0] = state[r].x;
-            if (inside && e + 1 < h.value_width) to[1] = state[r].y;
-            if (inside && e + 2 < h.value_width) to[2] = state[r].z;
-            if (inside && e + 3 < h.value_width) to[3] = state[r].w;
-        }
+        if (inside && e < h.value_width) to[0] = state[r].x;
+        if (inside && e + 1 < h.value_width) to[1] = state[r].y;
+        if (inside && e + 2 < h.value_width) to[2] = state[r].z;
+        if (inside && e + 3 < h.value_width) to[3] = state[r].w;
         to += STEP_WARPS * h.value_width;
     }
 }
@@ -385,57 +390,35 @@ static __device__ __forceinline__ void step(
 
 // Grid (heads, segments), block 256. K and V are at most 128. Grids may be larger than the number of segments; segments that
 // run by chunks (`form`) are skipped, and for a segment of no tokens the state is copied.
-//   batch   the batch
-//   qkv     [T, channels] bf16, after the convolution
-//   gates   [T, heads K] f32: log decay           beta  [T, heads] f32
-//   states  [slots, heads, K, V] f32, aligned to 16 bytes
-//   output  [T, heads V] bf16
-extern "C" __global__ void __launch_bounds__(STEP_THREADS, 2) kda_step(
-    const u32* batch, const bf16* qkv, const float* gates, const float* beta, float* states, bf16* output,
-    u32 key_heads, u32 heads, u32 key_width, u32 value_width, u32 form) {
+extern "C" __global__ void __launch_bounds__(STEP_THREADS, 2) kda_step(const KdaStepParams p) {
     grid_dependency_synchronize();
-    step(PlainStep{qkv, gates, beta}, batch, states, output, Heads{key_heads, heads, key_width, value_width}, form);
+    Heads h{p.key_heads, p.heads, p.key_width, p.value_width};
+    step(PlainStep{p.qkv, p.gates, p.beta}, p.batch, p.states, p.output, h, p.form);
 }
 ENTRY(kda_step)
 
 // A decode in one kernel, for segments of a single token: convolution and its convolution states, gates, recurrence, gated
 // norm. Grid and block as above. There must be as many heads of keys as of values: a thread reads a channel of a convolution
 // state and writes it.
-//   input    [T, channels] bf16, before the convolution
-//   weight   [channels, 4] of the format
-//   conv_states  [slots, channels, 3] f32
-//   decay    [T, heads K] bf16                     write    [T, heads] bf16
-//   a_log    [heads] of its format                 dt_bias  [heads K] of its format
-//   gate     [T, heads V] bf16, before the sigmoid
-//   norm     [V] of its format
-//   states   [slots, heads, K, V] f32, aligned to 16 bytes
-//   output   [T, heads V] bf16, gated and normalised
-extern "C" __global__ void __launch_bounds__(STEP_THREADS, 2) kda_decode(
-    const u32* batch, const bf16* input, const void* weight, u32 format, float* conv_states, const bf16* decay, const bf16* write,
-    const void* a_log, u32 a_log_format, const void* dt_bias, u32 dt_bias_format, const bf16* gate,
-    const void* norm, u32 norm_format, float eps, float* states, bf16* output, u32 heads, u32 key_width,
-    u32 value_width) {
+extern "C" __global__ void __launch_bounds__(STEP_THREADS, 2) kda_decode(const KdaDecodeParams p) {
     grid_dependency_synchronize();
-    Heads h{heads, heads, key_width, value_width};
-    FusedStep from{Conv{input, weight, format, conv_states},
-                   Gates{decay, write, a_log, dt_bias, a_log_format, dt_bias_format}, gate, norm, norm_format, eps};
-    step(from, batch, states, output, h, BY_LENGTH);
+    Heads h{p.heads, p.heads, p.key_width, p.value_width};
+    Conv conv{p.input, p.weight, p.format, p.conv_states};
+    Gates gates{p.decay, p.write, p.a_log, p.dt_bias, p.a_log_format, p.dt_bias_format};
+    FusedStep from{conv, gates, p.gate, p.norm, p.norm_format, p.eps};
+    step(from, p.batch, p.states, p.output, h, BY_LENGTH);
 }
 ENTRY(kda_decode)
 
 // The same with the second projections of decay and output gate: one kernel between a layer's two products. Dynamic shared
 // memory: 2 WIDEST rows of RANK_STRIDE bf16.
-//   decay_rank  [T, rank] bf16                     gate_rank  [T, rank] bf16
-//   decay_up    [heads K, rank] bf16               gate_up    [heads V, rank] bf16; rank is a multiple of eight, at most 128
-extern "C" __global__ void __launch_bounds__(STEP_THREADS, 2) kda_decode_projected(
-    const u32* batch, const bf16* input, const void* weight, u32 format, float* conv_states, const bf16* decay_rank,
-    const bf16* decay_up, const bf16* write, const void* a_log, u32 a_log_format, const void* dt_bias, u32 dt_bias_format,
-    const bf16* gate_rank, const bf16* gate_up, u32 rank, const void* norm, u32 norm_format, float eps, float* states,
-    bf16* output, u32 heads, u32 key_width, u32 value_width) {
+extern "C" __global__ void __launch_bounds__(STEP_THREADS, 2) kda_decode_projected(const KdaDecodeParams p) {
     grid_dependency_synchronize();
-    Heads h{heads, heads, key_width, value_width};
-    FusedStep fused{Conv{input, weight, format, conv_states},
-                    Gates{nullptr, write, a_log, dt_bias, a_log_format, dt_bias_format}, nullptr, norm, norm_format, eps};
-    step(ProjectedStep(fused, decay_rank, gate_rank, decay_up, gate_up, rank), batch, states, output, h, BY_LENGTH);
+    Heads h{p.heads, p.heads, p.key_width, p.value_width};
+    Conv conv{p.input, p.weight, p.format, p.conv_states};
+    Gates gates{nullptr, p.write, p.a_log, p.dt_bias, p.a_log_format, p.dt_bias_format};
+    FusedStep fused{conv, gates, nullptr, p.norm, p.norm_format, p.eps};
+    ProjectedStep from(fused, p.decay_rank, p.gate_rank, p.decay_up, p.gate_up, p.rank);
+    step(from, p.batch, p.states, p.output, h, BY_LENGTH);
 }
 ENTRY(kda_decode_projected)

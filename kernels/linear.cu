@@ -6,43 +6,37 @@
 #include "shared/eights.h"
 #include "shared/tile.h"
 #include "shared/weight.h"
+#include "shared/params_rows.h"
 
 // Rows that a warp computes together, so that each weight is read once for all of them.
 #define TOGETHER 8
 
 // Some columns of output = input weight^T with f32 sums; one warp per output, eight per block; blockIdx.y counts groups of
 // eight rows.
-//   batch   the batch
-//   counted the word of the batch that counts the rows: TOKENS, OUTPUTS, or the positions of a window
-//   input   [.., columns] bf16
-//   weight  [outputs, columns] of the format
-//   output  [.., width], f32 if `full`, else bf16: columns from `first_output` on, `outputs` of them, are written
-extern "C" __global__ void __launch_bounds__(256) linear(
-    const u32* batch, u32 counted, const bf16* input, const void* weight, u32 format, void* output, u32 full, u32 columns,
-    u32 outputs, u32 first_output, u32 width) {
+extern "C" __global__ void __launch_bounds__(256) linear(const LinearParams p) {
     grid_dependency_synchronize();
     u32 n = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
-    u32 first = blockIdx.y * TOGETHER, rows = batch[counted];
-    if (n >= outputs || first >= rows) return;
+    u32 first = blockIdx.y * TOGETHER, rows = p.batch[p.rows];
+    if (n >= p.outputs || first >= rows) return;
     float sums[TOGETHER];
 #pragma unroll
     for (u32 r = 0; r < TOGETHER; r++) sums[r] = 0.0f;
-    for (u32 i = lane; i < columns; i += 32) {
-        float w = weight_at(weight, format, (u64)n * columns + i);
+    for (u32 i = lane; i < p.columns; i += 32) {
+        float w = weight_at(p.weight, p.format, (u64)n * p.columns + i);
 #pragma unroll
         for (u32 r = 0; r < TOGETHER; r++) {
-            if (first + r < rows) sums[r] += w * widen(input[(u64)(first + r) * columns + i]);
+            if (first + r < rows) sums[r] += w * widen(p.input[(u64)(first + r) * p.columns + i]);
         }
     }
 #pragma unroll
     for (u32 r = 0; r < TOGETHER; r++) {
         float sum = warp_sum(sums[r]);
         if (lane != 0 || first + r >= rows) continue;
-        u64 at = (u64)(first + r) * width + first_output + n;
-        if (full) {
-            ((float*)output)[at] = sum;
+        u64 at = (u64)(first + r) * p.width + p.first + n;
+        if (p.full) {
+            ((float*)p.output)[at] = sum;
         } else {
-            ((bf16*)output)[at] = narrow(sum);
+            ((bf16*)p.output)[at] = narrow(sum);
         }
     }
 }
@@ -56,10 +50,10 @@ ENTRY(linear)
 #define FEW_COLUMNS 32
 
 // Eight elements of row `r` of a matrix from column `k` on; zeros without a row (NONE) or a column.
+template <bool WHOLE>
 static __device__ __forceinline__ uint4 eight_of(const bf16* matrix, u32 r, u32 k, u32 columns) {
     if (r == NONE || k >= columns) return make_uint4(0, 0, 0, 0);
-    const bf16* at = matrix + (u64)r * columns + k;
-    return columns % 8 == 0 ? eight_of<true>(at, k, columns) : eight_of<false>(at, k, columns);
+    return eight_of<WHOLE>(matrix + (u64)r * columns + k, k, columns);
 }
 
 // The destination in rows of output: columns from `first` on of rows of `width`, f32 if `full`, else bf16.
@@ -84,22 +78,27 @@ struct Product {
     u32 columns, outputs;
 };
 
-// The product that a block belongs to, of one and the next: `block` counts from the first block of `own`, then of the result.
-// Once a block has found its product, it is not beyond it.
-static __device__ __forceinline__ Product next_product(u32& block, const Product& own, const Product& next) {
-    u32 blocks = (own.outputs + FEW_OUTPUTS - 1) / FEW_OUTPUTS;
-    if (block < blocks) return own;
-    block -= blocks;
-    return next;
+// The product that a block belongs to; `block` counts from the first block of all products, then of this one.
+static __device__ __forceinline__ Product product_of(const LinearFewParams& p, u32& block) {
+    u32 n = 0;
+#pragma unroll
+    for (u32 next = 0; next < 3; next++) {
+        u32 blocks = (p.outputs[next] + FEW_OUTPUTS - 1) / FEW_OUTPUTS;
+        if (n < next || block < blocks) continue;
+        block -= blocks;
+        n++;
+    }
+    return {p.input[n], p.weight[n], p.output[n], p.columns[n], p.outputs[n]};
 }
 
 // `load(n, k)` returns eight elements of the weight's row `n`, or of NONE, from column `k` on, in bf16. The order of columns
 // in a sum of products is free: a lane reads eight consecutive columns, and uses them as the columns of a fragment, in the
-// weight and in the input alike. A row's sum does not depend on other rows.
-template <int TILES, class W>
+// weight and in the input alike. A row's sum does not depend on other rows. WHOLE: rows of the input have a multiple of eight
+// columns; checked outside of the loops. `parts` is [FEW_WARPS][8][FEW_OUTPUTS] of shared memory.
+template <int TILES, bool WHOLE, class W>
 static __device__ __forceinline__ void few(
-    const u32* batch, u32 kind, const bf16* input, W load, const Columns& to, u32 columns, u32 outputs, u32 block) {
-    SHARED(float, parts, FEW_WARPS * FEW_OUTPUTS * 8);
+    const u32* batch, u32 kind, const bf16* input, W load, const Columns& to, u32 columns, u32 outputs, u32 block,
+    float* parts) {
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     u32 several = kind == TOKENS ? batch[SEVERAL_ROWS] : 0, rows = batch[kind] - several;
     const u32* order = kind == TOKENS ? batch + batch[AT_ROWS] + several : nullptr;
@@ -140,7 +139,7 @@ static __device__ __forceinline__ void few(
         for (u32 i = 0; i < 4 && ahead; i++) next[i] = weight_of(i, k + FEW_WARPS * FEW_COLUMNS);
 #pragma unroll
         for (u32 j = 0; j < TILES; j++) {
-            uint4 x = eight_of(input, ours[j], k, columns);
+            uint4 x = eight_of<WHOLE>(input, ours[j], k, columns);
             u32 b[2][2] = {{x.x, x.y}, {x.z, x.w}};
 #pragma unroll
             for (u32 i = 0; i < 2; i++) {
@@ -177,26 +176,20 @@ static __device__ __forceinline__ void few(
 // Up to four products output = input weight^T with f32 sums, for rows of single tokens or of outputs. Each weight is read once
 // for the number of rows in the kernel's name. Blocks of the first product come first. Grid (sum of ceil(outputs / 32),
 // ceil(rows / that number)), block 512.
-//   batch   the batch
-//   kind    TOKENS or OUTPUTS: the kind of the rows
-//   full    whether outputs are f32, else bf16
-// and for each product, or null and 0:
-//   input   [.., columns] bf16
-//   weight  [outputs, columns] bf16; both aligned to 16 bytes
-//   output  [.., outputs]
-#define PRODUCT(n) const bf16 *input##n, const bf16 *weight##n, void *output##n, u32 columns##n, u32 outputs##n
 #define LINEAR_FEW(name, tiles)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(FEW_WARPS * 32, 1) name(                                             \
-        const u32* batch, u32 kind, u32 full, PRODUCT(0), PRODUCT(1), PRODUCT(2), PRODUCT(3)) {                       \
+    extern "C" __global__ void __launch_bounds__(FEW_WARPS * 32, 1) name(const LinearFewParams p) {                   \
         grid_dependency_synchronize();                                                                                \
         u32 block = blockIdx.x;                                                                                       \
-        Product own = {input0, weight0, output0, columns0, outputs0};                                                 \
-        own = next_product(block, own, {input1, weight1, output1, columns1, outputs1});                               \
-        own = next_product(block, own, {input2, weight2, output2, columns2, outputs2});                               \
-        own = next_product(block, own, {input3, weight3, output3, columns3, outputs3});                               \
-        auto load = [&](u32 n, u32 k) { return eight_of(own.weight, n, k, own.columns); };                            \
-        Columns to{own.output, full, 0, own.outputs};                                                                 \
-        few<tiles>(batch, kind, own.input, load, to, own.columns, own.outputs, block);                                \
+        Product own = product_of(p, block);                                                                           \
+        Columns to{own.output, p.full, 0, own.outputs};                                                               \
+        SHARED(float, parts, FEW_WARPS * FEW_OUTPUTS * 8);                                                            \
+        if (own.columns % 8 == 0) {                                                                                   \
+            auto load = [&](u32 n, u32 k) { return eight_of<true>(own.weight, n, k, own.columns); };                  \
+            few<tiles, true>(p.batch, p.rows, own.input, load, to, own.columns, own.outputs, block, parts);           \
+        } else {                                                                                                      \
+            auto load = [&](u32 n, u32 k) { return eight_of<false>(own.weight, n, k, own.columns); };                 \
+            few<tiles, false>(p.batch, p.rows, own.input, load, to, own.columns, own.outputs, block, parts);          \
+        }                                                                                                             \
     }
 
 LINEAR_FEW(linear_few_8, 1)
@@ -208,56 +201,52 @@ ENTRY(linear_few_16)
 ENTRY(linear_few_32)
 ENTRY(linear_few_64)
 
-// The same for some rows of a weight in blocks, eight rows of the input at a time: columns from `first_output` on of rows of
+// The same for some rows of a weight in blocks, eight rows of the input at a time: columns from `first` on of rows of
 // `output`, which have `width` columns. Grid (ceil(outputs / 32), ceil(rows / 8)), block 512.
-//   weight  [outputs, columns] of the format
-extern "C" __global__ void __launch_bounds__(FEW_WARPS * 32, 1) linear_few_blocks(
-    const u32* batch, u32 kind, const bf16* input, const void* weight, u32 format, void* output, u32 full, u32 columns,
-    u32 outputs, u32 first_output, u32 width) {
+extern "C" __global__ void __launch_bounds__(FEW_WARPS * 32, 1) linear_few_blocks(const __grid_constant__ LinearParams p) {
     grid_dependency_synchronize();
     auto load = [&](u32 n, u32 k) {
-        if (n == NONE || k >= columns) return make_uint4(0, 0, 0, 0);
-        Codes x = eight_of_blocks(weight, format, (u64)n * columns + k);
+        if (n == NONE || k >= p.columns) return make_uint4(0, 0, 0, 0);
+        Codes x = eight_of_blocks(p.weight, p.format, (u64)n * p.columns + k);
         return make_uint4(narrow_pair(x[0], x[1]), narrow_pair(x[2], x[3]), narrow_pair(x[4], x[5]), narrow_pair(x[6], x[7]));
     };
-    few<1>(batch, kind, input, load, Columns{output, full, first_output, width}, columns, outputs, blockIdx.x);
+    SHARED(float, parts, FEW_WARPS * FEW_OUTPUTS * 8);
+    Columns to{p.output, p.full, p.first, p.width};
+    few<1, true>(p.batch, p.rows, p.input, load, to, p.columns, p.outputs, blockIdx.x, parts);
 }
 ENTRY(linear_few_blocks)
 
 // output = input weight^T with f32 sums, for rows of longer segments (y) and TILE_COLUMNS rows of a weight in blocks (x), on
-// tensor cores; 128 threads. Arguments as above without the kind: rows are those of tokens. Dynamic shared memory:
-// TILE_STAGES of two tiles.
-extern "C" __global__ void __launch_bounds__(128, 2) linear_many_blocks(
-    const u32* batch, const bf16* input, const void* weight, u32 format, void* output, u32 full, u32 columns, u32 outputs,
-    u32 first_output, u32 width) {
+// tensor cores; 128 threads. Rows are those of tokens. Dynamic shared memory: TILE_STAGES of two tiles.
+extern "C" __global__ void __launch_bounds__(128, 2) linear_many_blocks(const LinearParams p) {
     grid_dependency_synchronize();
-    u32 several = batch[SEVERAL_ROWS], first = blockIdx.y * TILE_ROWS, column = blockIdx.x * TILE_COLUMNS;
+    u32 several = p.batch[SEVERAL_ROWS], first = blockIdx.y * TILE_ROWS, column = blockIdx.x * TILE_COLUMNS;
     if (first >= several) return;
     u32 rows = min(several - first, (u32)TILE_ROWS);
-    const u32* order = batch + batch[AT_ROWS] + first;
+    const u32* order = p.batch + p.batch[AT_ROWS] + first;
     const bf16* a[TILE_OWN];
 #pragma unroll
     for (u32 i = 0; i < TILE_OWN; i++) {
         u32 r = tile_row(i);
-        a[i] = r < rows ? input + (u64)order[r] * columns : nullptr;
+        a[i] = r < rows ? p.input + (u64)order[r] * p.columns : nullptr;
     }
     StoredRows b[2];
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
         u32 n = column + half * (TILE_ROWS / 2);
-        b[half] = {weight, format, (u64)n * columns, n < outputs ? min(outputs - n, TILE_ROWS / 2u) : 0};
+        b[half] = {p.weight, p.format, (u64)n * p.columns, n < p.outputs ? min(p.outputs - n, TILE_ROWS / 2u) : 0};
     }
     TileSums sums;
-    tile_product<false>(sums, (bf16*)dynamic_shared(), a, b, columns, rows);
-    Columns to{output, full, first_output, width};
+    tile_product<false>(sums, (bf16*)dynamic_shared(), a, b, p.columns, rows);
+    Columns to{p.output, p.full, p.first, p.width};
     column += threadIdx.x / 32 % 2 * 64 + threadIdx.x % 4 * 2;
     tile_rows([&](u32 r, u32 i, u32 n) {
         if (r >= rows) return;
 #pragma unroll
         for (u32 j = 0; j < 8; j++) {
             u32 c = column + j * 8;
-            if (c < outputs) to.put(order[r], c, sums[i][j][n]);
-            if (c + 1 < outputs) to.put(order[r], c + 1, sums[i][j][n + 1]);
+            if (c < p.outputs) to.put(order[r], c, sums[i][j][n]);
+            if (c + 1 < p.outputs) to.put(order[r], c + 1, sums[i][j][n + 1]);
         }
     });
 }

@@ -10,6 +10,7 @@
 #include "shared/fragment.h"
 #include "shared/mla.h"
 #include "shared/latents.h"
+#include "shared/params_mla.h"
 
 // Positions whose scores are computed together.
 #define RUN 32
@@ -47,10 +48,9 @@ static __device__ __forceinline__ u32 part_stride(u32 latent) { return mark_at(l
 #define MOST_NOPE 256
 
 template <bool BF16>
-static __device__ __forceinline__ void absorb(
-    const u32* batch, u32 single, u32 rows, const bf16* query, const void* kv_b, u32 format, float* absorbed, u32 heads,
-    u32 latent, u32 nope, u32 rope, u32 value, float* q, float* sums) {
-    u32 head = blockIdx.y, first = blockIdx.z * ROWS, count = min((u32)ROWS, rows - first), thread = threadIdx.x;
+static __device__ __forceinline__ void absorb(const MlaDecodeParams& p, float* q, float* sums) {
+    const u32 heads = p.heads, latent = p.latent, nope = p.nope, rope = p.rope, value = p.value;
+    u32 head = blockIdx.y, first = blockIdx.z * ROWS, count = min((u32)ROWS, p.rows - first), thread = threadIdx.x;
     // Rows of a thread that are in flight.
     constexpr u32 AHEAD = BF16 ? 8 : 1;
     u32 group = thread / 16, columns = thread % 16 * 8, l = min(blockIdx.x * 128 + columns, (latent - 1) / 8 * 8);
@@ -60,14 +60,14 @@ static __device__ __forceinline__ void absorb(
         #pragma unroll
         for (u32 i = 0; i < AHEAD; i++) {
             u32 row = head * (nope + value) + min(n + i * ABSORB_GROUPS, nope - 1);
-            weights[i].load(kv_b, format, (u64)row * latent + l, latent, l);
+            weights[i].load(p.kv_b, p.format, (u64)row * latent + l, latent, l);
         }
     };
     load(group);
     #pragma unroll
     for (u32 r = 0; r < ROWS; r++) {
-        u32 row = row_of(batch, single, first + min(r, count - 1));
-        float x = widen(query[((u64)row * heads + head) * (nope + rope) + min(thread, nope - 1)]);
+        u32 row = row_of(p.batch, p.single, first + min(r, count - 1));
+        float x = widen(p.query[((u64)row * heads + head) * (nope + rope) + min(thread, nope - 1)]);
         q[r * MOST_NOPE + thread] = r < count && thread < nope ? x : 0.0f;
     }
     __syncthreads();
@@ -97,26 +97,20 @@ static __device__ __forceinline__ void absorb(
         #pragma unroll
         for (u32 g = 0; g < ABSORB_GROUPS; g++) whole += sums[g * ROWS * 128 + i];
         u32 at = blockIdx.x * 128 + i % 128;
-        if (at < latent) absorbed[((u64)(first + i / 128) * heads + head) * latent + at] = whole;
+        if (at < latent) p.absorbed[((u64)(first + i / 128) * heads + head) * latent + at] = whole;
     }
 }
 
 // q_lat = W_UK^T q_nope. Grid (ceil(latent / 128), heads, ceil(rows / 4)), block 256: sixteen groups of rows of the weight,
 // each with eight columns per thread.
-//   batch     the batch; `rows` is the number of its rows to process
-//   query     [T, heads (nope + rope)] bf16; nope is at most 256
-//   kv_b      [heads (nope + value), latent] of the format
-//   absorbed  [rows, heads, latent] f32
-extern "C" __global__ void __launch_bounds__(256) mla_absorb(
-    const u32* batch, u32 single, u32 rows, const bf16* query, const void* kv_b, u32 format, float* absorbed,
-    u32 heads, u32 latent, u32 nope, u32 rope, u32 value) {
+extern "C" __global__ void __launch_bounds__(256) mla_absorb(const __grid_constant__ MlaDecodeParams p) {
     grid_dependency_synchronize();
     SHARED(float, q, ROWS * MOST_NOPE);
     SHARED(float, sums, ABSORB_GROUPS * ROWS * 128);
-    if (format == FORMAT_BF16 && latent % 8 == 0) {
-        absorb<true>(batch, single, rows, query, kv_b, format, absorbed, heads, latent, nope, rope, value, q, sums);
+    if (p.format == FORMAT_BF16 && p.latent % 8 == 0) {
+        absorb<true>(p, q, sums);
     } else {
-        absorb<false>(batch, single, rows, query, kv_b, format, absorbed, heads, latent, nope, rope, value, q, sums);
+        absorb<false>(p, q, sums);
     }
 }
 ENTRY(mla_absorb)
@@ -175,10 +169,8 @@ struct Fetch {
 // Softmax over a span of positions for 32 heads. PUBLISHED: the widths are those of the published model, known at compile
 // time.
 template <bool PUBLISHED, typename Latent>
-static __device__ __forceinline__ void attend(
-    const u32* batch, u32 single, const bf16* query, const float* absorbed, const Latent* latents, float* parts,
-    const Attention& widths) {
-    Attention a = widths;
+static __device__ __forceinline__ void attend(const MlaDecodeParams& p) {
+    Attention a{p.heads, p.latent, p.nope, p.rope, p.value, p.block_tokens};
     if (PUBLISHED) {
         a.latent = MOST_LATENT;
         a.rope = MOST_ROPE;
@@ -190,17 +182,17 @@ static __device__ __forceinline__ void attend(
     tiles.stride = tiles.all * 16 + 8;
     u32 thread = threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
     u32 number = blockIdx.x, begin = 0, span = NONE;
-    if (single) {
-        if (blockIdx.x >= batch[SPAN_TOTAL]) return;
-        const u32* spans = batch + batch[AT_SPANS];
+    if (p.single) {
+        if (blockIdx.x >= p.batch[SPAN_TOTAL]) return;
+        const u32* spans = p.batch + p.batch[AT_SPANS];
         number = spans[SPAN_WORDS * blockIdx.x + SPAN_ROW];
         begin = spans[SPAN_WORDS * blockIdx.x + SPAN_FIRST];
         // A row's spans have the length at which its second one begins.
-        const u32* own = batch + batch[AT_SPANNED] + SPANNED_WORDS * number;
+        const u32* own = p.batch + p.batch[AT_SPANNED] + SPANNED_WORDS * number;
         if (own[SPANNED_COUNT] > 1) span = spans[SPAN_WORDS * (own[SPANNED_FIRST] + 1) + SPAN_FIRST];
     }
-    u32 row = row_of(batch, single, number), segment = owner(batch, row);
-    u32 end = segment_word(batch, segment, POSITION) + row - segment_word(batch, segment, START) + 1;
+    u32 row = row_of(p.batch, p.single, number), segment = owner(p.batch, row);
+    u32 end = segment_word(p.batch, segment, POSITION) + row - segment_word(p.batch, segment, START) + 1;
     if (span != NONE) end = min(end, begin + span);
     u32 first_head = blockIdx.y * HEADS, own_heads = min((u32)HEADS, heads - first_head);
     u32 runs = (end - begin + RUN - 1) / RUN;
@@ -211,7 +203,7 @@ static __device__ __forceinline__ void attend(
     float* scores = (float*)(chances + 2 * (RUN / 16) * TILE);  // [PARTS][HEADS][SCORE_STRIDE]
     float* keep = scores + PARTS * HEADS * SCORE_STRIDE;         // [HEADS]
 
-    Fetch<Latent> fetch{a, tiles, latents, batch + segment_word(batch, segment, BLOCKS), end, 0};
+    Fetch<Latent> fetch{a, tiles, (const Latent*)p.latents, p.batch + segment_word(p.batch, segment, BLOCKS), end, 0};
     u32 own_row = thread / 8;
     fetch.look(begin + own_row);
     auto fetch_run = [&](u32 run) {
@@ -237,9 +229,9 @@ static __device__ __forceinline__ void attend(
             for (u32 j = 0; j < 2; j++) {
                 u32 shared = c + j - tiles.latent * 16;
                 if (head >= own_heads || n >= part_tiles) continue;
-                if (c + j < latent) pair[j] = absorbed[((u64)number * heads + first_head + head) * latent + c + j];
+                if (c + j < latent) pair[j] = p.absorbed[((u64)number * heads + first_head + head) * latent + c + j];
                 if (c + j >= tiles.latent * 16 && shared < rope) {
-                    pair[j] = widen(query[((u64)row * heads + first_head + head) * (nope + rope) + nope + shared]);
+                    pair[j] = widen(p.query[((u64)row * heads + first_head + head) * (nope + rope) + nope + shared]);
                 }
             }
             split_pair(pair[0], pair[1], part[n][i], rest[n][i]);
@@ -354,7 +346,7 @@ static __device__ __forceinline__ void attend(
         }
     }
     u64 stride = part_stride(latent);
-    parts += ((u64)blockIdx.x * heads + first_head) * stride;
+    float* parts = p.parts + ((u64)blockIdx.x * heads + first_head) * stride;
     #pragma unroll
     for (u32 m = 0; m < 2; m++) {
         #pragma unroll
@@ -377,18 +369,10 @@ static __device__ __forceinline__ void attend(
 // Grid (spans, ceil(heads / 32)), block 256; dynamic shared memory 25216 + 5120 (ceil(latent / 16) + ceil(rope / 16)). The
 // latent has at most 512 columns, the shared key 64; `mla_attend_512` requires exactly these widths. If `single`, spans are
 // the batch's; otherwise each row has one.
-//   batch     the batch
-//   query     [T, heads (nope + rope)] bf16
-//   absorbed  [rows, heads, latent] f32
-//   latents   [blocks, block_tokens, latent + rope] of the entry's type, aligned to 16 bytes
-//   parts     [spans, heads, 4 ceil(latent / 4) + 4] f32: weighted latent, then greatest score, sum of weights
 #define MLA_ATTEND(name, published, Latent)                                                                           \
-    extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) name(                                                 \
-        const u32* batch, u32 single, const bf16* query, const float* absorbed, const Latent* latents, float* parts,  \
-        u32 heads, u32 latent, u32 nope, u32 rope, u32 value, u32 block_tokens) {                                     \
+    extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) name(const MlaDecodeParams p) {                       \
         grid_dependency_synchronize();                                                                                \
-        Attention a{heads, latent, nope, rope, value, block_tokens};                                                  \
-        attend<published>(batch, single, query, absorbed, latents, parts, a);                                         \
+        attend<published, Latent>(p);                                                                                 \
     }
 
 MLA_ATTEND(mla_attend, false, bf16)
@@ -502,12 +486,11 @@ static __device__ __forceinline__ void expand(
 }
 
 template <bool BF16>
-static __device__ __forceinline__ void merge(
-    const u32* batch, u32 single, u32 rows, const float* parts, const void* kv_b, u32 format, bf16* output, u32 heads,
-    u32 latent, u32 nope, u32 value, float* factors, float* sums, float* context) {
+static __device__ __forceinline__ void merge(const MlaDecodeParams& p, float* factors, float* sums, float* context) {
+    const u32 heads = p.heads, latent = p.latent, nope = p.nope, value = p.value;
     // Outputs of a warp whose rows of the expansion are loaded at the same time, in sets.
     constexpr u32 AHEAD = BF16 ? 4 : 1, SETS = BF16 ? 2 : 1;
-    u32 head = blockIdx.x, first = blockIdx.y * ROWS, count = min((u32)ROWS, rows - first);
+    u32 head = blockIdx.x, first = blockIdx.y * ROWS, count = min((u32)ROWS, p.rows - first);
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     u64 stride = (u64)heads * part_stride(latent);
     Eight<BF16> weights[SETS][AHEAD][LATENT_HALVES];
@@ -518,7 +501,7 @@ static __device__ __forceinline__ void merge(
             #pragma unroll
             for (u32 n = 0; n < LATENT_HALVES; n++) {
                 u32 c = min(n * 256 + lane * 8, (latent - 1) / 8 * 8);
-                weights[set][i][n].load(kv_b, format, (u64)row * latent + c, latent, c);
+                weights[set][i][n].load(p.kv_b, p.format, (u64)row * latent + c, latent, c);
             }
         }
     };
@@ -526,12 +509,12 @@ static __device__ __forceinline__ void merge(
     load(0, warp);
     auto spans_of = [&](u32 r) {
         u32 span = first + r, spans = 1;
-        if (single) {
-            const u32* words = batch + batch[AT_SPANNED] + SPANNED_WORDS * (first + r);
+        if (p.single) {
+            const u32* words = p.batch + p.batch[AT_SPANNED] + SPANNED_WORDS * (first + r);
             span = words[SPANNED_FIRST];
             spans = words[SPANNED_COUNT];
         }
-        return Spans{parts + ((u64)span * heads + head) * part_stride(latent), spans};
+        return Spans{p.parts + ((u64)span * heads + head) * part_stride(latent), spans};
     };
     // A warp has a quarter of the columns, four per lane, and every fourth span.
     u32 group = warp / (MERGE_WARPS / MERGE_GROUPS), l = (warp % (MERGE_WARPS / MERGE_GROUPS) * 32 + lane) * 4;
@@ -571,7 +554,7 @@ static __device__ __forceinline__ void merge(
         context[i] = i % MOST_LATENT < latent ? whole : 0.0f;
     }
     __syncthreads();
-    Merged to{batch, single, first, count, heads, head, value, output};
+    Merged to{p.batch, p.single, first, count, heads, head, value, p.output};
     #pragma unroll 1
     for (u32 e = warp; e < value; e += SETS * AHEAD * MERGE_WARPS) {
         #pragma unroll
@@ -588,21 +571,15 @@ static __device__ __forceinline__ void merge(
 
 // Merges the spans of each row, then W_UV times the weighted latent. Grid (heads, ceil(rows / 4)), block 512; the latent has
 // at most 512 columns, a row has at most MOST_SPANS spans.
-//   batch   the batch
-//   parts   [spans, heads, 4 ceil(latent / 4) + 4] f32, written by `mla_attend`
-//   kv_b    [heads (nope + value), latent] of the format
-//   output  [T, heads value] bf16
-extern "C" __global__ void __launch_bounds__(MERGE_WARPS * 32) mla_merge(
-    const u32* batch, u32 single, u32 rows, const float* parts, const void* kv_b, u32 format, bf16* output,
-    u32 heads, u32 latent, u32 nope, u32 value) {
+extern "C" __global__ void __launch_bounds__(MERGE_WARPS * 32) mla_merge(const __grid_constant__ MlaDecodeParams p) {
     grid_dependency_synchronize();
     SHARED(float, factors, ROWS * MOST_SPANS);
     SHARED(float, sums, ROWS * MERGE_GROUPS * MOST_LATENT);
     SHARED(float, context, ROWS * MOST_LATENT);
-    if (format == FORMAT_BF16 && latent % 8 == 0) {
-        merge<true>(batch, single, rows, parts, kv_b, format, output, heads, latent, nope, value, factors, sums, context);
+    if (p.format == FORMAT_BF16 && p.latent % 8 == 0) {
+        merge<true>(p, factors, sums, context);
     } else {
-        merge<false>(batch, single, rows, parts, kv_b, format, output, heads, latent, nope, value, factors, sums, context);
+        merge<false>(p, factors, sums, context);
     }
 }
 ENTRY(mla_merge)

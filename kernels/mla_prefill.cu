@@ -14,6 +14,7 @@
 #include "shared/fragment.h"
 #include "shared/mla.h"
 #include "shared/latents.h"
+#include "shared/params_mla.h"
 
 // Positions whose scores are computed together; windows are a multiple of it.
 #define RUN 64
@@ -31,29 +32,26 @@ static __device__ __forceinline__ const u32* window_words(const u32* batch, u32 
 }
 
 template <typename Latent>
-static __device__ __forceinline__ void gather(
-    const u32* batch, u32 number, const Latent* latents, bf16* gathered, u32 latent, u32 rope, u32 block_tokens) {
-    const u32* window = window_words(batch, number);
+static __device__ __forceinline__ void gather(const MlaPrefillParams& p) {
+    const u32* window = window_words(p.batch, p.window);
     if (blockIdx.x >= window[WINDOW_POSITIONS]) return;
-    Attention a{0, latent, 0, rope, 0, block_tokens};
-    const Latent* from = latent_row(a, latents, batch + segment_word(batch, window[WINDOW_SEGMENT], BLOCKS), window[WINDOW_FIRST] + blockIdx.x);
-    bf16* to = gathered + (u64)blockIdx.x * latent;
-    if (latent % 8 == 0 && rope % 8 == 0) {
-        for (u32 i = threadIdx.x; i < latent / 8; i += 64) ((uint4*)to)[i] = eight_operands(from + 8 * i);
+    Attention a{0, p.latent, 0, p.rope, 0, p.block_tokens};
+    const Latent* from = latent_row(
+        a, (const Latent*)p.latents, p.batch + segment_word(p.batch, window[WINDOW_SEGMENT], BLOCKS),
+        window[WINDOW_FIRST] + blockIdx.x);
+    bf16* to = p.gathered + (u64)blockIdx.x * p.latent;
+    if (p.latent % 8 == 0 && p.rope % 8 == 0) {
+        for (u32 i = threadIdx.x; i < p.latent / 8; i += 64) ((uint4*)to)[i] = eight_operands(from + 8 * i);
     } else {
-        for (u32 i = threadIdx.x; i < latent; i += 64) to[i] = operand(from[i]);
+        for (u32 i = threadIdx.x; i < p.latent; i += 64) to[i] = operand(from[i]);
     }
 }
 
 // Grid (positions of the window), block 64.
-//   batch     the batch
-//   latents   [blocks, block_tokens, latent + rope] of the entry's type
-//   gathered  [positions, latent] bf16
 #define MLA_GATHER(name, Latent)                                                                                      \
-    extern "C" __global__ void __launch_bounds__(64) name(                                                            \
-        const u32* batch, u32 number, const Latent* latents, bf16* gathered, u32 latent, u32 rope, u32 block_tokens) { \
-        grid_dependency_synchronize();                                                                                 \
-        gather(batch, number, latents, gathered, latent, rope, block_tokens);                                         \
+    extern "C" __global__ void __launch_bounds__(64) name(const MlaPrefillParams p) {                                 \
+        grid_dependency_synchronize();                                                                                \
+        gather<Latent>(p);                                                                                            \
     }
 
 MLA_GATHER(mla_gather, bf16)
@@ -82,21 +80,22 @@ static __device__ __forceinline__ float tamed(float greatest, float& undo) {
 
 // Images of the runs of one window; zeros without a position or a column.
 template <int KEY, int VALUE, typename Latent>
-static __device__ __forceinline__ void images(
-    const u32* batch, u32 number, const float* rows, const Latent* latents, bf16* images, const Attention& a) {
+static __device__ __forceinline__ void images(const MlaPrefillParams& p) {
+    Attention a{p.heads, p.latent, p.nope, p.rope, p.value, p.block_tokens};
     SHARED(float, greatest, 4);
-    const u32* window = window_words(batch, number);
+    const u32* window = window_words(p.batch, p.window);
     u32 run = blockIdx.x, head = blockIdx.y, first = run * RUN;
     if (first >= window[WINDOW_POSITIONS]) return;
     u32 count = min((u32)RUN, window[WINDOW_POSITIONS] - first);
-    const u32* table = batch + segment_word(batch, window[WINDOW_SEGMENT], BLOCKS);
-    bf16* image = images + ((u64)run * a.heads + head) * image_elements<KEY, VALUE>();
+    const u32* table = p.batch + segment_word(p.batch, window[WINDOW_SEGMENT], BLOCKS);
+    bf16* image = p.images + ((u64)run * a.heads + head) * image_elements<KEY, VALUE>();
     bf16* values = image + KEY * RUN;
     // Eight columns of a key or a value at a position, zeros if there are none.
     auto load = [&](u32 n, u32 c, float (&x)[8]) {
         bool is_value = c >= KEY, there = n < count;
         if (is_value) c -= KEY;
-        const float* row = rows + ((u64)(first + n) * a.heads + head) * (a.nope + a.value);
+        const float* row = p.expanded + ((u64)(first + n) * a.heads + head) * (a.nope + a.value);
+        const Latent* latents = (const Latent*)p.latents;
         const Latent* shared = there ? latent_row(a, latents, table, window[WINDOW_FIRST] + first + n) + a.latent : nullptr;
         #pragma unroll
         for (u32 j = 0; j < 8; j++) {
@@ -136,33 +135,24 @@ static __device__ __forceinline__ void images(
 }
 
 // Grid (ceil(positions of the window / 64), heads), block 128.
-//   batch     the batch; `number` is the window's index
-//   rows      [positions, heads (nope + value)] f32: the window's latents times kv_b
-//   latents   [blocks, block_tokens, latent + rope] of the entry's type
-//   images    [runs, heads, 64 (P + Q) + 8] halves, aligned to 16 bytes; P and Q are the entry's maximum widths of key and
-//             value
 #define MLA_IMAGES(name, key, value_width, Latent)                                                                    \
-    extern "C" __global__ void __launch_bounds__(128) name(                                                           \
-        const u32* batch, u32 number, const float* rows, const Latent* latents, bf16* out, u32 heads, u32 latent,     \
-        u32 nope, u32 rope, u32 value, u32 block_tokens) {                                                            \
+    extern "C" __global__ void __launch_bounds__(128) name(const MlaPrefillParams p) {                                \
         grid_dependency_synchronize();                                                                                \
-        Attention a{heads, latent, nope, rope, value, block_tokens};                                                  \
-        images<key, value_width>(batch, number, rows, latents, out, a);                                               \
+        images<key, value_width, Latent>(p);                                                                          \
     }
 
 // One window for some tiles of queries of one head. Keys have at most KEY columns, values VALUE. Scores are in units of log2,
 // so that a weight is a power of two.
 template <int KEY, int VALUE>
-static __device__ __forceinline__ void attend(
-    const u32* batch, u32 number, const bf16* query, const bf16* images, bf16* output, float* marks, float* partial,
-    const Attention& a) {
+static __device__ __forceinline__ void attend(const MlaPrefillParams& p) {
+    Attention a{p.heads, 0, p.nope, p.rope, p.value, 1};
     const u32 stage_elements = image_elements<KEY, VALUE>();
     bf16* stages = (bf16*)dynamic_shared();
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, head = blockIdx.y;
-    const u32* window = window_words(batch, number);
+    const u32* window = window_words(p.batch, p.window);
     u32 segment = window[WINDOW_SEGMENT], first = window[WINDOW_FIRST], window_end = first + window[WINDOW_POSITIONS];
-    u32 position = segment_word(batch, segment, POSITION), length = segment_word(batch, segment, LENGTH);
-    u32 start = segment_word(batch, segment, START);
+    u32 position = segment_word(p.batch, segment, POSITION), length = segment_word(p.batch, segment, LENGTH);
+    u32 start = segment_word(p.batch, segment, START);
     // This block's tokens of the segment, and this warp's. The longest work comes first.
     u32 block_token = (gridDim.x - 1 - blockIdx.x) * WARPS * QUERIES;
     if (block_token >= length) return;
@@ -174,7 +164,7 @@ static __device__ __forceinline__ void attend(
 
     u32 down = lane_down(lane), across = lane_across(lane);
     auto fetch = [&](u32 turn, u32 begin) {
-        const bf16* from = images + ((u64)((begin - first) / RUN) * a.heads + head) * stage_elements;
+        const bf16* from = p.images + ((u64)((begin - first) / RUN) * a.heads + head) * stage_elements;
         bf16* to = stages + turn * stage_elements;
         for (u32 i = threadIdx.x * 8; i < stage_elements; i += WARPS * 32 * 8) copy_async(to + i, from + i);
         copy_async_commit();
@@ -183,7 +173,7 @@ static __device__ __forceinline__ void attend(
     bf16* own_queries = stages + 2 * stage_elements + warp * QUERIES * KEY;
     float query_scale;
     {
-        const bf16* from = query + ((u64)(start + token + lane) * a.heads + head) * key;
+        const bf16* from = p.query + ((u64)(start + token + lane) * a.heads + head) * key;
         u32 columns = token + lane < length ? key : 0;
         auto load = [&](u32 c, float (&x)[8]) {
             weights_at(from, FORMAT_BF16, c, columns, c, x);
@@ -219,15 +209,15 @@ static __device__ __forceinline__ void attend(
         for (u32 r = 0; r < 2; r++) {
             u64 row = (u64)(start + first_own + m * 16 + 8 * r) * a.heads + head;
             bool before = first > 0 && mine(m, r);
-            greatest[m][r] = before ? marks[2 * row] : LOWEST;
+            greatest[m][r] = before ? p.marks[2 * row] : LOWEST;
             // The lanes of a row share the total; only one adds the earlier total.
-            total[m][r] = before && t == 0 ? marks[2 * row + 1] : 0.0f;
+            total[m][r] = before && t == 0 ? p.marks[2 * row + 1] : 0.0f;
             #pragma unroll
             for (u32 e = 0; e < VALUE / 8; e++) {
                 #pragma unroll
                 for (u32 i = 0; i < 2; i++) {
                     u32 at = e * 8 + 2 * t + i;
-                    sum[m][e][2 * r + i] = before && at < a.value ? partial[row * a.value + at] : 0.0f;
+                    sum[m][e][2 * r + i] = before && at < a.value ? p.partial[row * a.value + at] : 0.0f;
                 }
             }
         }
@@ -363,18 +353,18 @@ static __device__ __forceinline__ void attend(
                 u32 e = n * 8 + 2 * t;
                 float x = sum[m][n][2 * r], y = sum[m][n][2 * r + 1];
                 if (!done) {
-                    if (e < a.value) partial[row * a.value + e] = x;
-                    if (e + 1 < a.value) partial[row * a.value + e + 1] = y;
+                    if (e < a.value) p.partial[row * a.value + e] = x;
+                    if (e + 1 < a.value) p.partial[row * a.value + e + 1] = y;
                 } else if (a.value % 2 == 0) {
-                    if (e < a.value) *(u32*)(output + row * a.value + e) = narrow_pair(x / all, y / all);
+                    if (e < a.value) *(u32*)(p.output + row * a.value + e) = narrow_pair(x / all, y / all);
                 } else {
-                    if (e < a.value) output[row * a.value + e] = narrow(x / all);
-                    if (e + 1 < a.value) output[row * a.value + e + 1] = narrow(y / all);
+                    if (e < a.value) p.output[row * a.value + e] = narrow(x / all);
+                    if (e + 1 < a.value) p.output[row * a.value + e + 1] = narrow(y / all);
                 }
             }
             if (!done && t == 0) {
-                marks[2 * row] = greatest[m][r];
-                marks[2 * row + 1] = all;
+                p.marks[2 * row] = greatest[m][r];
+                p.marks[2 * row + 1] = all;
             }
         }
     }
@@ -382,19 +372,10 @@ static __device__ __forceinline__ void attend(
 
 // Grid (ceil(tokens of the window's segment / 256), heads), block 256; dynamic shared memory 256 (P + Q) + 32 + 512 P bytes,
 // with P and Q the entry's maximum widths of key and value.
-//   batch     the batch; `number` is the window's index
-//   query     [T, heads (nope + rope)] bf16, aligned to 16 bytes
-//   images    [runs, heads, 64 (P + Q) + 8] halves, written by `mla_images` for the window
-//   output    [T, heads value] bf16
-//   marks     [T, heads, 2] f32 and
-//   partial   [T, heads, value] f32: state for the next window; unused if no sequence has more than one window
 #define MLA_PREFILL(name, key, value_width)                                                                           \
-    extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) name(                                                 \
-        const u32* batch, u32 number, const bf16* query, const bf16* in, bf16* output, float* marks, float* partial,  \
-        u32 heads, u32 nope, u32 rope, u32 value) {                                                                   \
+    extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) name(const MlaPrefillParams p) {                      \
         grid_dependency_synchronize();                                                                                \
-        Attention a{heads, 0, nope, rope, value, 1};                                                                  \
-        attend<key, value_width>(batch, number, query, in, output, marks, partial, a);                                \
+        attend<key, value_width>(p);                                                                                  \
     }
 
 MLA_IMAGES(mla_images_64, 64, 64, bf16)

@@ -5,6 +5,7 @@
 #include "shared/best.h"
 #include "shared/eights.h"
 #include "shared/weight.h"
+#include "shared/params_experts.h"
 
 // Rows that a warp computes together, so that each weight is read once for all of them; a warp has one expert.
 #define TOGETHER 8
@@ -115,34 +116,29 @@ static __device__ __forceinline__ float score_of_one(const bf16* input, const vo
 
 // The scores before the sigmoid, for rows that cuBLASLt does not compute: of single tokens, or all if `all`. Grid
 // (ceil(experts / warps per block), ceil(rows / TOGETHER)); a warp has one expert.
-//   batch   the batch
-//   input   [T, width] bf16
-//   weight  [experts, width] of the format
-//   scores  [T, experts] f32
-extern "C" __global__ void __launch_bounds__(256, 2) route_scores(
-    const u32* batch, const bf16* input, const void* weight, u32 format, float* scores, u32 width, u32 experts, u32 all) {
+extern "C" __global__ void __launch_bounds__(256, 2) route_scores(const RouteParams p) {
     grid_dependency_synchronize();
     u32 expert = blockIdx.x * 8 + threadIdx.x / 32, first = blockIdx.y * TOGETHER;
-    Listed listed(batch, all);
-    if (expert >= experts || first >= listed.count) return;
+    Listed listed(p.batch, p.all);
+    if (expert >= p.experts || first >= listed.count) return;
     const bf16* rows[TOGETHER];
     float sums[TOGETHER];
 #pragma unroll
     for (u32 t = 0; t < TOGETHER; t++) {
-        rows[t] = input + (u64)listed.row(first + t) * width;
+        rows[t] = p.input + (u64)listed.row(first + t) * p.width;
         sums[t] = 0.0f;
     }
-    u64 row = (u64)expert * width;
-    if (width % 8 != 0 || format >= FIRST_OF_BLOCKS) {
-        dots_any(sums, weight, format, row, rows, width);
-    } else if (format == FORMAT_BF16) {
-        dots<FORMAT_BF16, AHEAD_OF_SEVERAL>(sums, weight, row, rows, 0, width);
-    } else if (format == FORMAT_F16) {
-        dots<FORMAT_F16, AHEAD_OF_SEVERAL>(sums, weight, row, rows, 0, width);
+    u64 row = (u64)expert * p.width;
+    if (p.width % 8 != 0 || p.format >= FIRST_OF_BLOCKS) {
+        dots_any(sums, p.weight, p.format, row, rows, p.width);
+    } else if (p.format == FORMAT_BF16) {
+        dots<FORMAT_BF16, AHEAD_OF_SEVERAL>(sums, p.weight, row, rows, 0, p.width);
+    } else if (p.format == FORMAT_F16) {
+        dots<FORMAT_F16, AHEAD_OF_SEVERAL>(sums, p.weight, row, rows, 0, p.width);
     } else {
-        dots<FORMAT_F32, AHEAD_OF_SEVERAL>(sums, weight, row, rows, 0, width);
+        dots<FORMAT_F32, AHEAD_OF_SEVERAL>(sums, p.weight, row, rows, 0, p.width);
     }
-    store_scores(sums, listed, first, scores, expert, experts);
+    store_scores(sums, listed, first, p.scores, expert, p.experts);
 }
 ENTRY(route_scores)
 
@@ -175,16 +171,15 @@ static __device__ __forceinline__ int rank_experts(
 
 // Selects a token's experts and their weights, with one warp. Dynamic shared memory: 12 bytes per expert, 8 per group.
 template <class S>
-static __device__ __forceinline__ void choose(
-    const S* scores, const void* bias, u32 format, u32* ids, float* weights, u32 experts, u32 top_k, u32 groups,
-    u32 top_groups, u32 renormalize, float scale) {
+static __device__ __forceinline__ void choose(const RouteParams& p, const S* scores, u32* ids, float* weights) {
+    const u32 experts = p.experts, top_k = p.top_k, groups = p.groups, top_groups = p.top_groups;
     u64* biased = (u64*)dynamic_shared();
     u64* worth = biased + experts;
     float* plain = (float*)(worth + groups);
     u32 lane = threadIdx.x % 32;
-    int damaged = format == FORMAT_BF16 ? rank_experts<FORMAT_BF16>(scores, bias, experts, plain, biased)
-                  : format == FORMAT_F16 ? rank_experts<FORMAT_F16>(scores, bias, experts, plain, biased)
-                                         : rank_experts<FORMAT_F32>(scores, bias, experts, plain, biased);
+    int damaged = p.bias_format == FORMAT_BF16 ? rank_experts<FORMAT_BF16>(scores, p.bias, experts, plain, biased)
+                  : p.bias_format == FORMAT_F16 ? rank_experts<FORMAT_F16>(scores, p.bias, experts, plain, biased)
+                                         : rank_experts<FORMAT_F32>(scores, p.bias, experts, plain, biased);
     if (__any_sync(EVERY_LANE, damaged)) {
         for (u32 i = lane; i < top_k; i += 32) {
             ids[i] = 0;
@@ -240,72 +235,54 @@ static __device__ __forceinline__ void choose(
         }
         __syncwarp();
     }
-    float factor = renormalize ? scale / (sum + 1e-20f) : scale;
+    float factor = p.renormalize ? p.scale / (sum + 1e-20f) : p.scale;
     for (u32 i = lane; i < top_k; i += 32) weights[i] *= factor;
 }
 
-// One warp per token.
-//   batch    the batch
-//   scores   [T, experts] f32, before the sigmoid
-//   bias     [experts] of the format
-//   ids      [T, top_k] u32: best biased score first
-//   weights  [T, top_k] f32: sigmoids without the bias, divided by their sum + 1e-20 if `renormalize`, times `scale`;
-//            all NaN if a biased score is not finite
-// Dynamic shared memory: 12 bytes per expert, 8 per group.
-extern "C" __global__ void __launch_bounds__(32) route_choose(
-    const u32* batch, const float* scores, const void* bias, u32 format, u32* ids, float* weights, u32 experts, u32 top_k,
-    u32 groups, u32 top_groups, u32 renormalize, float scale) {
+// One warp per token; dynamic shared memory: 12 bytes per expert, 8 per group.
+extern "C" __global__ void __launch_bounds__(32) route_choose(const RouteParams p) {
     grid_dependency_synchronize();
     u64 t = blockIdx.x;
-    if (t >= batch[TOKENS]) return;
-    choose(
-        scores + t * experts, bias, format, ids + t * top_k, weights + t * top_k, experts, top_k, groups, top_groups,
-        renormalize, scale);
+    if (t >= p.batch[TOKENS]) return;
+    choose(p, p.scores + t * p.experts, p.ids + t * p.top_k, p.weights + t * p.top_k);
 }
 ENTRY(route_choose)
 
 // Scores and choice of a batch of one token, with the bits of the kernels above. The block that finishes last has the choice:
-// `finished` counts the others, and is 0 again at the end. Grid (ceil(experts / 2)), block 64.
-//   input     [1, width] bf16
-//   weight    [experts, width] of the format
-//   scores    [1, experts] f32, before the sigmoid
-//   finished  one word
-// The rest as above.
-extern "C" __global__ void __launch_bounds__(64) route_one(
-    const bf16* input, const void* weight, u32 format, float* scores, u32* finished, const void* bias, u32 bias_format,
-    u32* ids, float* weights, u32 width, u32 experts, u32 top_k, u32 groups, u32 top_groups, u32 renormalize, float scale) {
+// `finished` counts the others, and is 0 again at the end. Grid (ceil(experts / 2)), block 64;
+// dynamic shared memory as above.
+extern "C" __global__ void __launch_bounds__(64) route_one(const RouteParams p) {
     grid_dependency_synchronize();
     SHARED(u32, last, 1);
     u32 expert = blockIdx.x * 2 + threadIdx.x / 32;
-    if (expert < experts) {
+    if (expert < p.experts) {
         float score;
-        if (width % 8 != 0 || format >= FIRST_OF_BLOCKS) {
-            const bf16* rows[1] = {input};
+        if (p.width % 8 != 0 || p.format >= FIRST_OF_BLOCKS) {
+            const bf16* rows[1] = {p.input};
             float sums[1] = {0.0f};
-            dots_any(sums, weight, format, (u64)expert * width, rows, width);
+            dots_any(sums, p.weight, p.format, (u64)expert * p.width, rows, p.width);
             score = warp_sum(sums[0]);
-        } else if (format == FORMAT_BF16) {
-            score = score_of_one<FORMAT_BF16>(input, weight, width, expert);
-        } else if (format == FORMAT_F16) {
-            score = score_of_one<FORMAT_F16>(input, weight, width, expert);
+        } else if (p.format == FORMAT_BF16) {
+            score = score_of_one<FORMAT_BF16>(p.input, p.weight, p.width, expert);
+        } else if (p.format == FORMAT_F16) {
+            score = score_of_one<FORMAT_F16>(p.input, p.weight, p.width, expert);
         } else {
-            score = score_of_one<FORMAT_F32>(input, weight, width, expert);
+            score = score_of_one<FORMAT_F32>(p.input, p.weight, p.width, expert);
         }
         if (threadIdx.x % 32 == 0) {
-            scores[expert] = score;
+            p.scores[expert] = score;
             __threadfence();
         }
     }
     __syncthreads();
     if (threadIdx.x == 0) {
-        u32 before = atomicAdd(finished, 1u);
+        u32 before = atomicAdd(p.finished, 1u);
         *last = before + 1 == gridDim.x;
-        if (*last) *finished = 0;
+        if (*last) *p.finished = 0;
     }
     __syncthreads();
     if (!*last || threadIdx.x >= 32) return;
     __threadfence();
-    choose(
-        (const volatile float*)scores, bias, bias_format, ids, weights, experts, top_k, groups, top_groups, renormalize, scale);
+    choose(p, (const volatile float*)p.scores, p.ids, p.weights);
 }
 ENTRY(route_one)

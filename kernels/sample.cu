@@ -7,6 +7,7 @@
 #include "shared/kernel.h"
 #include "shared/batch.h"
 #include "shared/best.h"
+#include "shared/params_rows.h"
 
 #define SAMPLE_THREADS 256
 // Cells of a draw: [2, 4, 256], by number and by weight, in each level.
@@ -33,13 +34,13 @@ struct Row {
     __device__ __forceinline__ u32 key(u32 i) const { return (u32)(ranked(__uint_as_float(bits(i)), 0) >> 32); }
 };
 
-static __device__ __forceinline__ Row row_of(const u32* batch, u32 draw, const float* logits, const float* changed, u32 vocabulary) {
-    const u32* words = batch + batch[AT_DRAWS] + draw * DRAW_WORDS;
+static __device__ __forceinline__ Row row_of(const SampleParams& p, u32 draw, const float* changed) {
+    const u32* words = p.batch + p.batch[AT_DRAWS] + draw * DRAW_WORDS;
     if (changed != nullptr && words[DRAW_CHANGED] != NONE) {
-        return Row{words, changed + (u64)words[DRAW_CHANGED] * vocabulary, nullptr};
+        return Row{words, changed + (u64)words[DRAW_CHANGED] * p.vocabulary, nullptr};
     }
-    const u32* mask = words[DRAW_ALLOWED] == NONE ? nullptr : batch + words[DRAW_ALLOWED];
-    return Row{words, logits + (u64)words[DRAW_ROW] * vocabulary, mask};
+    const u32* mask = words[DRAW_ALLOWED] == NONE ? nullptr : p.batch + words[DRAW_ALLOWED];
+    return Row{words, p.logits + (u64)words[DRAW_ROW] * p.vocabulary, mask};
 }
 
 static __device__ __forceinline__ u32 upper(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
@@ -149,21 +150,17 @@ static __device__ Cut cut_of(const Row& row, const u64* cells, u32 greatest, u64
     return Cut{key, (u32)((found.left + each - 1) / each)};
 }
 
-// One block of 256 threads per slice (x) of a draw (y).
-//   batch     the batch
-//   logits    [O, vocabulary] f32
-//   changed   [changed draws, vocabulary] f32, written
-extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample_change(
-    const u32* batch, const float* logits, float* changed, u32 vocabulary, u32 slice) {
+// One block of 256 threads per slice (x) of a draw (y). Writes `changed`.
+extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample_change(const SampleParams p) {
     grid_dependency_synchronize();
-    if (blockIdx.y >= batch[DRAWS]) return;
-    Row row = row_of(batch, blockIdx.y, logits, nullptr, vocabulary);
+    if (blockIdx.y >= p.batch[DRAWS]) return;
+    Row row = row_of(p, blockIdx.y, nullptr);
     if (row.draw[DRAW_CHANGED] == NONE) return;
-    u32 first = blockIdx.x * slice, end = min(vocabulary, first + slice);
-    changed += (u64)row.draw[DRAW_CHANGED] * vocabulary;
+    u32 first = blockIdx.x * p.slice, end = min(p.vocabulary, first + p.slice);
+    float* changed = p.changed + (u64)row.draw[DRAW_CHANGED] * p.vocabulary;
     for (u32 i = first + threadIdx.x; i < end; i += SAMPLE_THREADS) changed[i] = __uint_as_float(row.bits(i));
     __syncthreads();
-    const u32* changes = batch + row.draw[DRAW_CHANGES];
+    const u32* changes = p.batch + row.draw[DRAW_CHANGES];
     for (u32 n = threadIdx.x; n < row.draw[DRAW_CHANGE_COUNT]; n += SAMPLE_THREADS) {
         const u32* change = changes + n * CHANGE_WORDS;
         u32 i = change[CHANGE_TOKEN];
@@ -176,88 +173,76 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample_change(
 }
 ENTRY(sample_change)
 
-// One block of 256 threads per slice (x) of a draw (y).
-//   batch, logits, changed: as above
-//   best      [draws, slices] u64, written: each slice's best token, ranked; 0 if none is allowed
-//   cells     [draws, 2, 4, 256] u64, set to 0
-extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample_best(
-    const u32* batch, const float* logits, const float* changed, u64* best, u64* cells, u32 vocabulary, u32 slice) {
+// One block of 256 threads per slice (x) of a draw (y). Writes `best`, and sets `cells` to 0.
+extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample_best(const SampleParams p) {
     grid_dependency_synchronize();
     SHARED(u64, scratch, 32);
-    if (blockIdx.y >= batch[DRAWS]) return;
-    Row row = row_of(batch, blockIdx.y, logits, changed, vocabulary);
-    u32 first = blockIdx.x * slice, end = min(vocabulary, first + slice);
+    if (blockIdx.y >= p.batch[DRAWS]) return;
+    Row row = row_of(p, blockIdx.y, p.changed);
+    u32 first = blockIdx.x * p.slice, end = min(p.vocabulary, first + p.slice);
     u64 mine = 0;
     for (u32 i = first + threadIdx.x; i < end; i += SAMPLE_THREADS) {
         u32 key = row.key(i);
         if (key > 0) mine = max(mine, (u64)key << 32 | (u32)~i);
     }
     mine = block_best(mine, scratch);
-    if (threadIdx.x == 0) best[(u64)blockIdx.y * gridDim.x + blockIdx.x] = mine;
+    if (threadIdx.x == 0) p.best[(u64)blockIdx.y * gridDim.x + blockIdx.x] = mine;
     if (blockIdx.x == 0) {
-        for (u32 i = threadIdx.x; i < CELLS; i += SAMPLE_THREADS) cells[(u64)blockIdx.y * CELLS + i] = 0;
+        for (u32 i = threadIdx.x; i < CELLS; i += SAMPLE_THREADS) p.cells[(u64)blockIdx.y * CELLS + i] = 0;
     }
 }
 ENTRY(sample_best)
 
-// One block of 256 threads per slice (x) of a draw (y).
-//   batch, logits, changed, best: as above
-//   cells     [draws, 2, 4, 256] u64: those of the levels before are read, those of this level are added to
-//   by_weight 0 narrows the number of tokens (top_k), 1 their weight (top_p)
-extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample_narrow(
-    const u32* batch, const float* logits, const float* changed, const u64* best, u64* cells, u32 vocabulary, u32 slice,
-    u32 by_weight, u32 level) {
+// One block of 256 threads per slice (x) of a draw (y). Reads the `cells` of the levels before and adds
+// to those of this level.
+extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample_narrow(const SampleParams p) {
     grid_dependency_synchronize();
     SHARED(u64, scratch, SAMPLE_THREADS + 2);
     SHARED(u64, counts, 256);
-    if (blockIdx.y >= batch[DRAWS]) return;
-    Row row = row_of(batch, blockIdx.y, logits, changed, vocabulary);
-    if (row.draw[by_weight ? DRAW_TOP_P : DRAW_TOP_K] == 0) return;
-    cells += (u64)blockIdx.y * CELLS;
-    u32 greatest = (u32)(best_token(best, blockIdx.y, gridDim.x, scratch) >> 32);
+    if (blockIdx.y >= p.batch[DRAWS]) return;
+    Row row = row_of(p, blockIdx.y, p.changed);
+    if (row.draw[p.by_weight ? DRAW_TOP_P : DRAW_TOP_K] == 0) return;
+    u64* cells = p.cells + (u64)blockIdx.y * CELLS;
+    u32 greatest = (u32)(best_token(p.best, blockIdx.y, gridDim.x, scratch) >> 32);
     u32 above = 0;
     u64 extra = 0;
-    if (by_weight) {
+    if (p.by_weight) {
         Cut most = cut_by_count(row, cells, scratch);
         above = most.key;
         extra = (u64)most.ties * weight_of(row, greatest, most.key);
     }
-    Narrowed found = narrowed(row, cells, by_weight, level, extra, scratch);
+    Narrowed found = narrowed(row, cells, p.by_weight, p.level, extra, scratch);
     if (!found.reached) return;
     counts[threadIdx.x] = 0;
     __syncthreads();
-    u32 shift = 24 - 8 * level;
+    u32 shift = 24 - 8 * p.level;
     // The bits of the levels before.
-    u32 known = level == 0 ? 0 : ~0u << (shift + 8);
-    u32 first = blockIdx.x * slice, end = min(vocabulary, first + slice);
+    u32 known = p.level == 0 ? 0 : ~0u << (shift + 8);
+    u32 first = blockIdx.x * p.slice, end = min(p.vocabulary, first + p.slice);
     for (u32 i = first + threadIdx.x; i < end; i += SAMPLE_THREADS) {
         u32 key = row.key(i);
         if (key > above && (key & known) == found.key) {
-            u64 amount = by_weight ? weight_of(row, greatest, key) : 1;
+            u64 amount = p.by_weight ? weight_of(row, greatest, key) : 1;
             atomicAdd(counts + (key >> shift & 255), amount);
         }
     }
     __syncthreads();
     u64 count = counts[threadIdx.x];
-    if (count > 0) atomicAdd(cells + (by_weight * 4 + level) * 256 + threadIdx.x, count);
+    if (count > 0) atomicAdd(cells + (p.by_weight * 4 + p.level) * 256 + threadIdx.x, count);
 }
 ENTRY(sample_narrow)
 
-// One block of 256 threads per slice (x) of a draw (y).
-//   batch, logits, changed, best, cells: as above
-//   sums      [draws, slices, 2] u64, written: the weight of the tokens above the cut, and the number of those at it
-extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample_sum(
-    const u32* batch, const float* logits, const float* changed, const u64* best, const u64* cells, u64* sums, u32 vocabulary,
-    u32 slice) {
+// One block of 256 threads per slice (x) of a draw (y). Writes `sums`.
+extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample_sum(const SampleParams p) {
     grid_dependency_synchronize();
     SHARED(u64, scratch, SAMPLE_THREADS + 2);
-    if (blockIdx.y >= batch[DRAWS]) return;
-    Row row = row_of(batch, blockIdx.y, logits, changed, vocabulary);
+    if (blockIdx.y >= p.batch[DRAWS]) return;
+    Row row = row_of(p, blockIdx.y, p.changed);
     if (row.draw[DRAW_SCALE] == 0) return;
-    cells += (u64)blockIdx.y * CELLS;
-    u32 greatest = (u32)(best_token(best, blockIdx.y, gridDim.x, scratch) >> 32);
+    const u64* cells = p.cells + (u64)blockIdx.y * CELLS;
+    u32 greatest = (u32)(best_token(p.best, blockIdx.y, gridDim.x, scratch) >> 32);
     Cut cut = cut_of(row, cells, greatest, scratch);
-    u32 first = blockIdx.x * slice, end = min(vocabulary, first + slice);
+    u32 first = blockIdx.x * p.slice, end = min(p.vocabulary, first + p.slice);
     u64 sum = 0, ties = 0, whole, tied;
     for (u32 i = first + threadIdx.x; i < end; i += SAMPLE_THREADS) {
         u32 key = row.key(i);
@@ -267,7 +252,7 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample_sum(
     scan(sum, scratch, &whole);
     scan(ties, scratch, &tied);
     if (threadIdx.x == 0) {
-        u64* to = sums + 2 * ((u64)blockIdx.y * gridDim.x + blockIdx.x);
+        u64* to = p.sums + 2 * ((u64)blockIdx.y * gridDim.x + blockIdx.x);
         to[0] = whole;
         to[1] = tied;
     }
@@ -280,35 +265,31 @@ static __device__ __forceinline__ u64 kept_ties(Cut cut, u64 ties, u64 before) {
 }
 
 // Sets a draw's result: the token that is ranked best, or none.
-static __device__ __forceinline__ void put_best(const Row& row, const float* logits, u64 best, u32* drawn, u32 vocabulary) {
+static __device__ __forceinline__ void put_best(const SampleParams& p, const Row& row, u64 best, u32* drawn) {
     drawn[0] = best == 0 ? NONE : ranked_id(best);
-    drawn[1] = best == 0 ? 0 : __float_as_uint(logits[(u64)row.draw[DRAW_ROW] * vocabulary + ranked_id(best)]);
+    drawn[1] = best == 0 ? 0 : __float_as_uint(p.logits[(u64)row.draw[DRAW_ROW] * p.vocabulary + ranked_id(best)]);
 }
 
-// One block of 256 threads per draw.
-//   batch, logits, changed, best, cells, sums: as above
-//   drawn     [draws, 2] words, written: the token, or NONE if none is allowed; its logit in the row
-extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample_draw(
-    const u32* batch, const float* logits, const float* changed, const u64* best, const u64* cells, const u64* sums, u32* drawn,
-    u32 vocabulary, u32 slice, u32 slices) {
+// One block of 256 threads per draw. Writes `drawn`.
+extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample_draw(const SampleParams p) {
     grid_dependency_synchronize();
     SHARED(u64, scratch, SAMPLE_THREADS + 2);
     SHARED(u64, crossing, 3);
     u32 draw = blockIdx.x;
-    if (draw >= batch[DRAWS]) return;
-    Row row = row_of(batch, draw, logits, changed, vocabulary);
-    cells += (u64)draw * CELLS;
-    drawn += 2 * draw;
-    u64 top = best_token(best, draw, slices, scratch);
+    if (draw >= p.batch[DRAWS]) return;
+    Row row = row_of(p, draw, p.changed);
+    const u64* cells = p.cells + (u64)draw * CELLS;
+    u32* drawn = p.drawn + 2 * draw;
+    u64 top = best_token(p.best, draw, p.slices, scratch);
     if (row.draw[DRAW_SCALE] == 0) {
-        if (threadIdx.x == 0) put_best(row, logits, top, drawn, vocabulary);
+        if (threadIdx.x == 0) put_best(p, row, top, drawn);
         return;
     }
     u32 greatest = (u32)(top >> 32);
     Cut cut = cut_of(row, cells, greatest, scratch);
     u32 each = kept_weight(row, greatest, cut.key);
-    const u64* part = sums + 2 * ((u64)draw * slices + min(threadIdx.x, slices - 1));
-    u64 own = threadIdx.x < slices ? part[0] : 0, ties = threadIdx.x < slices ? part[1] : 0, all;
+    const u64* part = p.sums + 2 * ((u64)draw * p.slices + min(threadIdx.x, p.slices - 1));
+    u64 own = threadIdx.x < p.slices ? part[0] : 0, ties = threadIdx.x < p.slices ? part[1] : 0, all;
     u64 before = scan(ties, scratch, &all) - ties;
     own += kept_ties(cut, ties, before) * each;
     u64 start = scan(own, scratch, &all) - own;
@@ -323,13 +304,13 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample_draw(
     __syncthreads();
     if (crossing[0] == NONE) {
         // Without any weight: no token is allowed, or the row is not finite.
-        if (threadIdx.x == 0) put_best(row, logits, top, drawn, vocabulary);
+        if (threadIdx.x == 0) put_best(p, row, top, drawn);
         return;
     }
     // Consecutive tokens of the slice for each thread.
-    u32 many = (slice + SAMPLE_THREADS - 1) / SAMPLE_THREADS;
-    u32 end = min(vocabulary, ((u32)crossing[0] + 1) * slice);
-    u32 first = min(end, (u32)crossing[0] * slice + threadIdx.x * many), last = min(end, first + many);
+    u32 many = (p.slice + SAMPLE_THREADS - 1) / SAMPLE_THREADS;
+    u32 end = min(p.vocabulary, ((u32)crossing[0] + 1) * p.slice);
+    u32 first = min(end, (u32)crossing[0] * p.slice + threadIdx.x * many), last = min(end, first + many);
     own = ties = 0;
     for (u32 i = first; i < last; i++) {
         u32 key = row.key(i);
@@ -348,7 +329,7 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample_draw(
         before += key == cut.key;
         if (left < weight) {
             drawn[0] = i;
-            drawn[1] = __float_as_uint(logits[(u64)row.draw[DRAW_ROW] * vocabulary + i]);
+            drawn[1] = __float_as_uint(p.logits[(u64)row.draw[DRAW_ROW] * p.vocabulary + i]);
             return;
         }
         left -= weight;

@@ -6,24 +6,20 @@
 #include "shared/kernel.h"
 #include "shared/batch.h"
 #include "shared/best.h"
+#include "shared/params_rows.h"
 
 #define SLICE 1024
 #define SELECT_THREADS 256
 #define OWN (SLICE / SELECT_THREADS)
 
 // One block of 256 threads per slice (x) of a row (y).
-//   batch     the batch
-//   logits    [O, vocabulary] f32
-//   ranks     [O, slices, candidates] u64: score and id, see `best.h`; 0 if a slice has no more
-//   sums      [O, slices, 4] f32: greatest, sum of exponentials, 1 if all are finite, unused
-extern "C" __global__ void __launch_bounds__(SELECT_THREADS) select_slices(
-    const u32* batch, const float* logits, u64* ranks, float* sums, u32 vocabulary, u32 candidates) {
+extern "C" __global__ void __launch_bounds__(SELECT_THREADS) select_slices(const SelectParams p) {
     grid_dependency_synchronize();
     SHARED(float, scratch, 32);
     SHARED(u64, best_scratch, 32);
     u32 row = blockIdx.y, slices = gridDim.x;
-    if (row >= batch[OUTPUTS]) return;
-    logits += (u64)row * vocabulary;
+    if (row >= p.batch[OUTPUTS]) return;
+    const float* logits = p.logits + (u64)row * p.vocabulary;
     u64 slice = (u64)row * slices + blockIdx.x;
     u64 own[OWN];
     float values[OWN];
@@ -33,7 +29,7 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS) select_slices(
         u32 i = blockIdx.x * SLICE + n * SELECT_THREADS + threadIdx.x;
         own[n] = 0;
         values[n] = -INFINITE;
-        if (i < vocabulary) {
+        if (i < p.vocabulary) {
             values[n] = logits[i];
             own[n] = ranked(values[n], i);
             if (!(fabsf(values[n]) < INFINITE)) wrong = 1.0f;
@@ -41,7 +37,7 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS) select_slices(
     }
     wrong = block_sum(wrong, scratch);
     float greatest = 0.0f;
-    for (u32 c = 0; c < candidates; c++) {
+    for (u32 c = 0; c < p.candidates; c++) {
         u64 best = 0;
 #pragma unroll
         for (u32 n = 0; n < OWN; n++) best = max(best, own[n]);
@@ -51,66 +47,59 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS) select_slices(
         for (u32 n = 0; n < OWN; n++) {
             if (own[n] == best) own[n] = 0;
         }
-        if (threadIdx.x == 0) ranks[slice * candidates + c] = best;
+        if (threadIdx.x == 0) p.ranks[slice * p.candidates + c] = best;
     }
     float sum = 0.0f;
 #pragma unroll
     for (u32 n = 0; n < OWN; n++) sum += expf(values[n] - greatest);
     sum = block_sum(sum, scratch);
     if (threadIdx.x == 0) {
-        sums[4 * slice] = greatest;
-        sums[4 * slice + 1] = sum;
-        sums[4 * slice + 2] = wrong == 0.0f ? 1.0f : 0.0f;
+        p.sums[4 * slice] = greatest;
+        p.sums[4 * slice + 1] = sum;
+        p.sums[4 * slice + 2] = wrong == 0.0f ? 1.0f : 0.0f;
     }
 }
 ENTRY(select_slices)
 
 // One block of 256 threads per row.
-//   batch     the batch
-//   logits    [O, vocabulary] f32
-//   ranks     [O, slices, candidates] u64, overwritten
-//   sums      [O, slices, 4] f32
-//   choices   [O, 4 + 2 candidates] words: log-normaliser, 0, whether all are finite, the target's logit; then id, logit
-extern "C" __global__ void __launch_bounds__(SELECT_THREADS) select_merge(
-    const u32* batch, const float* logits, u64* ranks, const float* sums, u32* choices, u32 vocabulary, u32 candidates,
-    u32 slices) {
+extern "C" __global__ void __launch_bounds__(SELECT_THREADS) select_merge(const SelectParams p) {
     grid_dependency_synchronize();
     SHARED(float, scratch, 32);
     SHARED(u64, best_scratch, 32);
     u32 row = blockIdx.x;
-    if (row >= batch[OUTPUTS]) return;
-    ranks += (u64)row * slices * candidates;
-    sums += (u64)row * slices * 4;
-    choices += (u64)row * (4 + 2 * candidates);
+    if (row >= p.batch[OUTPUTS]) return;
+    u64* ranks = p.ranks + (u64)row * p.slices * p.candidates;
+    const float* sums = p.sums + (u64)row * p.slices * 4;
+    u32* choices = p.choices + (u64)row * (4 + 2 * p.candidates);
     float wrong = 0.0f;
     u64 most_rank = 0;
-    for (u32 s = threadIdx.x; s < slices; s += SELECT_THREADS) {
+    for (u32 s = threadIdx.x; s < p.slices; s += SELECT_THREADS) {
         if (sums[4 * s + 2] != 1.0f) wrong = 1.0f;
         most_rank = max(most_rank, ranked(sums[4 * s], 0));
     }
     wrong = block_sum(wrong, scratch);
     float most = ranked_score(block_best(most_rank, best_scratch));
     float sum = 0.0f;
-    for (u32 s = threadIdx.x; s < slices; s += SELECT_THREADS) sum += sums[4 * s + 1] * expf(sums[4 * s] - most);
+    for (u32 s = threadIdx.x; s < p.slices; s += SELECT_THREADS) sum += sums[4 * s + 1] * expf(sums[4 * s] - most);
     sum = block_sum(sum, scratch);
     if (threadIdx.x == 0) {
-        u32 target = batch[batch[AT_OUTPUTS] + OUTPUT_WORDS * row + OUTPUT_TARGET];
+        u32 target = p.batch[p.batch[AT_OUTPUTS] + OUTPUT_WORDS * row + OUTPUT_TARGET];
         choices[0] = __float_as_uint(most + logf(sum));
         choices[1] = 0;
         choices[2] = wrong == 0.0f;
-        choices[3] = target < vocabulary ? __float_as_uint(logits[(u64)row * vocabulary + target]) : 0;
+        choices[3] = target < p.vocabulary ? __float_as_uint(p.logits[(u64)row * p.vocabulary + target]) : 0;
     }
-    for (u32 c = 0; c < candidates; c++) {
+    for (u32 c = 0; c < p.candidates; c++) {
         u64 best = 0;
         u32 from = 0;
         // A slice's candidates are in order: the first one that is left is its best.
-        for (u32 s = threadIdx.x; s < slices; s += SELECT_THREADS) {
-            for (u32 n = 0; n < candidates; n++) {
-                u64 rank = ranks[(u64)s * candidates + n];
+        for (u32 s = threadIdx.x; s < p.slices; s += SELECT_THREADS) {
+            for (u32 n = 0; n < p.candidates; n++) {
+                u64 rank = ranks[(u64)s * p.candidates + n];
                 if (rank == 0) continue;
                 if (rank > best) {
                     best = rank;
-                    from = s * candidates + n;
+                    from = s * p.candidates + n;
                 }
                 break;
             }

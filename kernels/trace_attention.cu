@@ -2,24 +2,19 @@
 #include "shared/kernel.h"
 #include "shared/batch.h"
 #include "shared/latents.h"
+#include "shared/params_trace.h"
 
 // The head's query in latent space: absorbed = W_UK^T q_nope; one block of 128 threads per row.
-//   batch     the batch
-//   query     [T, heads * (nope + rope)] bf16
-//   kv_b      [heads * (nope + value), latent] of the format
-//   absorbed  [T, latent] f32
-extern "C" __global__ void __launch_bounds__(128) trace_attention_absorb(
-    const u32* batch, const bf16* query, const void* kv_b, u32 format, float* absorbed, u32 heads, u32 head, u32 nope,
-    u32 rope, u32 value, u32 latent) {
+extern "C" __global__ void __launch_bounds__(128) trace_attention_absorb(const TraceAttentionParams p) {
     grid_dependency_synchronize();
     u32 row = blockIdx.x;
-    if (row >= batch[TOKENS]) return;
-    query += ((u64)row * heads + head) * (nope + rope);
-    u64 first = (u64)head * (nope + value) * latent;
-    for (u32 i = threadIdx.x; i < latent; i += blockDim.x) {
+    if (row >= p.batch[TOKENS]) return;
+    const bf16* query = p.query + ((u64)row * p.heads + p.head) * (p.nope + p.rope);
+    u64 first = (u64)p.head * (p.nope + p.value) * p.latent;
+    for (u32 i = threadIdx.x; i < p.latent; i += blockDim.x) {
         float sum = 0.0f;
-        for (u32 d = 0; d < nope; d++) sum += widen(query[d]) * weight_at(kv_b, format, first + (u64)d * latent + i);
-        absorbed[(u64)row * latent + i] = sum;
+        for (u32 d = 0; d < p.nope; d++) sum += widen(query[d]) * weight_at(p.kv_b, p.format, first + (u64)d * p.latent + i);
+        p.absorbed[(u64)row * p.latent + i] = sum;
     }
 }
 ENTRY(trace_attention_absorb)
@@ -28,28 +23,26 @@ ENTRY(trace_attention_absorb)
 #define SPAN 128
 
 template <typename Latent>
-static __device__ __forceinline__ void score_span(
-    const u32* batch, const bf16* query, const float* absorbed, const Latent* latents, float* output, float* spans, u32 heads,
-    u32 head, u32 nope, u32 rope, u32 latent, u32 block_tokens, u32 positions, float* scratch, float* scores) {
+static __device__ __forceinline__ void score_span(const TraceAttentionParams& p, float* scratch, float* scores) {
     u32 row = blockIdx.y, first = blockIdx.x * SPAN, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (row >= batch[TOKENS] || first >= positions) return;
-    u32 segment = owner(batch, row);
-    if (segment_word(batch, segment, LENGTH) != 1) return;
-    u32 seen = min(segment_word(batch, segment, POSITION) + 1, positions);
+    if (row >= p.batch[TOKENS] || first >= p.positions) return;
+    u32 segment = owner(p.batch, row);
+    if (segment_word(p.batch, segment, LENGTH) != 1) return;
+    u32 seen = min(segment_word(p.batch, segment, POSITION) + 1, p.positions);
     if (first >= seen) return;
-    const u32* blocks = batch + segment_word(batch, segment, BLOCKS);
-    query += ((u64)row * heads + head) * (nope + rope) + nope;
-    absorbed += (u64)row * latent;
+    const u32* blocks = p.batch + segment_word(p.batch, segment, BLOCKS);
+    const bf16* query = p.query + ((u64)row * p.heads + p.head) * (p.nope + p.rope) + p.nope;
+    const float* absorbed = p.absorbed + (u64)row * p.latent;
     for (u32 i = warp; i < SPAN; i += 4) {
         u32 position = first + i;
         float sum = 0.0f;
         if (position < seen) {
-            u64 at = (u64)blocks[position / block_tokens] * block_tokens + position % block_tokens;
-            const Latent* cached = latents + at * (latent + rope);
-            for (u32 l = lane; l < latent; l += 32) sum += widen(cached[l]) * absorbed[l];
-            for (u32 r = lane; r < rope; r += 32) sum += widen(cached[latent + r]) * widen(query[r]);
+            u64 at = (u64)blocks[position / p.block_tokens] * p.block_tokens + position % p.block_tokens;
+            const Latent* cached = (const Latent*)p.latents + at * (p.latent + p.rope);
+            for (u32 l = lane; l < p.latent; l += 32) sum += widen(cached[l]) * absorbed[l];
+            for (u32 r = lane; r < p.rope; r += 32) sum += widen(cached[p.latent + r]) * widen(query[r]);
         }
-        sum = warp_sum(sum) / sqrtf((float)(nope + rope));
+        sum = warp_sum(sum) / sqrtf((float)(p.nope + p.rope));
         if (lane == 0) scores[i] = position < seen ? sum : -INFINITE;
     }
     __syncthreads();
@@ -60,9 +53,9 @@ static __device__ __forceinline__ void score_span(
     greatest = fmaxf(fmaxf(scratch[0], scratch[1]), fmaxf(scratch[2], scratch[3]));
     __syncthreads();
     float sum = block_sum(expf(score - greatest), scratch);
-    if (first + threadIdx.x < seen) output[(u64)row * positions + first + threadIdx.x] = score;
+    if (first + threadIdx.x < seen) p.output[(u64)row * p.positions + first + threadIdx.x] = score;
     if (threadIdx.x == 0) {
-        spans += 2 * ((u64)row * ((positions + SPAN - 1) / SPAN) + blockIdx.x);
+        float* spans = p.spans + 2 * ((u64)row * ((p.positions + SPAN - 1) / SPAN) + blockIdx.x);
         spans[0] = greatest;
         spans[1] = sum;
     }
@@ -70,22 +63,12 @@ static __device__ __forceinline__ void score_span(
 
 // The scores of a span (x) of a row (y), with their maximum and the sum of their exponentials; one block of 128 threads, one
 // warp per position. Positions after the row's own are not written; rows of longer segments have none.
-//   batch    the batch
-//   query    [T, heads * (nope + rope)] bf16
-//   absorbed [T, latent] f32, from `trace_attention_absorb`
-//   latents  [blocks, block_tokens, latent + rope] of the entry's type
-//   output   [T, positions] f32
-//   spans    [T, ceil(positions / SPAN), 2] f32
 #define TRACE_ATTENTION_SCORE(name, Latent)                                                                           \
-    extern "C" __global__ void __launch_bounds__(128) name(                                                           \
-        const u32* batch, const bf16* query, const float* absorbed, const Latent* latents, float* output,             \
-        float* spans, u32 heads, u32 head, u32 nope, u32 rope, u32 latent, u32 block_tokens, u32 positions) {            \
-        grid_dependency_synchronize();                                                                                   \
+    extern "C" __global__ void __launch_bounds__(128) name(const TraceAttentionParams p) {                            \
+        grid_dependency_synchronize();                                                                                \
         SHARED(float, scratch, 32);                                                                                   \
         SHARED(float, scores, SPAN);                                                                                  \
-        score_span(                                                                                                   \
-            batch, query, absorbed, latents, output, spans, heads, head, nope, rope, latent, block_tokens, positions,    \
-            scratch, scores);                                                                                         \
+        score_span<Latent>(p, scratch, scores);                                                                       \
     }
 
 TRACE_ATTENTION_SCORE(trace_attention_score, bf16)
@@ -97,18 +80,14 @@ ENTRY(trace_attention_score_f32)
 
 // Converts scores to weights, with the maximum and sum over all spans of the row; one block of 128 threads per span (x) of a
 // row (y). Positions after the row's own are zero, and all positions for rows of longer segments.
-//   batch   the batch
-//   output  [T, positions] f32
-//   spans   [T, ceil(positions / SPAN), 2] f32
-extern "C" __global__ void __launch_bounds__(128) trace_attention_weigh(
-    const u32* batch, float* output, const float* spans, u32 positions) {
+extern "C" __global__ void __launch_bounds__(128) trace_attention_weigh(const TraceAttentionParams p) {
     grid_dependency_synchronize();
     SHARED(float, scratch, 32);
     u32 row = blockIdx.y, position = blockIdx.x * SPAN + threadIdx.x;
-    if (row >= batch[TOKENS]) return;
-    u32 segment = owner(batch, row), seen = 0;
-    if (segment_word(batch, segment, LENGTH) == 1) seen = min(segment_word(batch, segment, POSITION) + 1, positions);
-    spans += 2 * (u64)row * ((positions + SPAN - 1) / SPAN);
+    if (row >= p.batch[TOKENS]) return;
+    u32 segment = owner(p.batch, row), seen = 0;
+    if (segment_word(p.batch, segment, LENGTH) == 1) seen = min(segment_word(p.batch, segment, POSITION) + 1, p.positions);
+    const float* spans = p.spans + 2 * (u64)row * ((p.positions + SPAN - 1) / SPAN);
     u32 count = (seen + SPAN - 1) / SPAN;
     float greatest = -INFINITE;
     for (u32 i = threadIdx.x; i < count; i += blockDim.x) greatest = fmaxf(greatest, spans[2 * i]);
@@ -120,8 +99,8 @@ extern "C" __global__ void __launch_bounds__(128) trace_attention_weigh(
     float sum = 0.0f;
     for (u32 i = threadIdx.x; i < count; i += blockDim.x) sum += spans[2 * i + 1] * expf(spans[2 * i] - greatest);
     sum = block_sum(sum, scratch);
-    if (position >= positions) return;
-    float* weight = output + (u64)row * positions + position;
+    if (position >= p.positions) return;
+    float* weight = p.output + (u64)row * p.positions + position;
     *weight = position < seen ? expf(*weight - greatest) / sum : 0.0f;
 }
 ENTRY(trace_attention_weigh)

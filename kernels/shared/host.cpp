@@ -142,7 +142,7 @@ struct Machine {
     struct { u8* at; size_t bytes; } sites[STATIC_SITES];
 
     const Entry* entry;
-    void** arguments;
+    const void* parameters;
     u64 seed;
     int order;
     sigjmp_buf out;
@@ -158,8 +158,7 @@ static Entry*& entries() {
     return first;
 }
 
-Entry::Entry(const char* name, Call call, const size_t* sizes, size_t count)
-    : name(name), call(call), sizes(sizes), count(count), next(entries()) {
+Entry::Entry(const char* name, Call call, size_t bytes) : name(name), call(call), bytes(bytes), next(entries()) {
     entries() = this;
 }
 
@@ -235,7 +234,7 @@ static void yield() {
 }
 
 static void first_step() {
-    own->entry->call(own->arguments);
+    own->entry->call(own->parameters);
     if (!running->synchronised) fail("a thread ends without grid_dependency_synchronize");
     running->ended = true;
     yield();
@@ -618,9 +617,10 @@ extern "C" void emulated_free(void* memory, u64 bytes) {
     munmap(static_cast<u8*>(memory) + rounded(bytes, 16) - whole, whole + page());
 }
 
-// Runs a kernel to its end. `order`: 0 forward, 1 reverse, others seed a shuffle. Returns 0, or 1 with a message.
-extern "C" int emulated_launch(const char* name, const u32* grid, u32 threads, u32 shared_bytes, void** arguments,
-                               const u64* sizes, u64 count, u64 order, char* message, u64 message_bytes) {
+// Runs a kernel to its end. `parameters` are `bytes` of its struct, aligned to 8. `order`: 0 forward, 1 reverse, others seed a
+// shuffle. Returns 0, or 1 with a message.
+extern "C" int emulated_launch(const char* name, const u32* grid, u32 threads, u32 shared_bytes, const void* parameters,
+                               u64 bytes, u64 order, char* message, u64 message_bytes) {
     catch_signals();
     ready(threads);
     Machine& m = *own;
@@ -631,14 +631,8 @@ extern "C" int emulated_launch(const char* name, const u32* grid, u32 threads, u
     const Entry* entry = entries();
     while (entry != nullptr && strcmp(entry->name, name) != 0) entry = entry->next;
     if (entry == nullptr) return refuse("no such kernel");
-    if (count != entry->count) {
-        return refuse(std::to_string(count) + " arguments for " + std::to_string(entry->count));
-    }
-    for (u64 i = 0; i < count; i++) {
-        if (sizes[i] != entry->sizes[i]) {
-            return refuse("argument " + std::to_string(i) + " has " + std::to_string(sizes[i]) + " bytes, expected " +
-                          std::to_string(entry->sizes[i]));
-        }
+    if (bytes != entry->bytes) {
+        return refuse(std::to_string(bytes) + " bytes of parameters, expected " + std::to_string(entry->bytes));
     }
     if (threads == 0 || threads % 32 != 0 || threads > MOST_THREADS) return refuse("a block of a wrong size");
     if (shared_bytes % 16 != 0 || shared_bytes > SHARED_LIMIT) return refuse("shared memory of a wrong size");
@@ -646,7 +640,7 @@ extern "C" int emulated_launch(const char* name, const u32* grid, u32 threads, u
         return refuse("a grid of a wrong size");
     }
     m.entry = entry;
-    m.arguments = arguments;
+    m.parameters = parameters;
     m.shared_bytes = shared_bytes;
     m.order = order > 2 ? 2 : (int)order;
     m.seed = order;

@@ -3,15 +3,14 @@
 //
 // Errors that it finds besides wrong results: threads that wait forever or at different barriers; reads and writes outside of
 // shared memory or of an allocation (guard pages); misaligned vector accesses (traps of the compiler's sanitizers); shared
-// memory and copies that are read too early (poisoned with NaN); arguments of other sizes than the launch's. Threads also run
+// memory and copies that are read too early (poisoned with NaN); parameters of another size than the launch's. Threads also run
 // in other orders (forward, reverse, seeded), which finds results that depend on the order.
 #pragma once
 
 #include <cmath>
 #include <cstddef>
 #include <cstring>
-#include <tuple>
-#include <utility>
+#include <type_traits>
 
 #define __global__
 #define __device__
@@ -19,6 +18,7 @@
 #define __forceinline__ inline
 #define __restrict__ __restrict
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __align__(n) alignas(n)
 
 struct alignas(8) uint2 { u32 x, y; };
@@ -123,35 +123,28 @@ void load_matrices(Meeting& meeting);
 struct Stored { void* row; const u32* words; };
 void store_matrices(Meeting& meeting);
 
-// Entry points by name, called with pointers to arguments, as in the driver's launch.
-using Call = void (*)(void** arguments);
+// Entry points by name, called with a pointer to their struct of parameters, as in the driver's launch.
+using Call = void (*)(const void* parameters);
 struct Entry {
     const char* name;
     Call call;
-    const size_t* sizes;
-    size_t count;
+    size_t bytes;
     Entry* next;
-    Entry(const char* name, Call call, const size_t* sizes, size_t count);
+    Entry(const char* name, Call call, size_t bytes);
 };
 
 template <auto kernel>
 struct Typed;
-template <class... A, void (*kernel)(A...)>
+template <class Params, void (*kernel)(Params)>
 struct Typed<kernel> {
-    static constexpr size_t sizes[sizeof...(A) + 1] = {sizeof(A)..., 0};
-    static constexpr size_t count = sizeof...(A);
-    template <size_t... I>
-    static void spread(void** arguments, std::index_sequence<I...>) {
-        kernel(*static_cast<A*>(arguments[I])...);
-    }
-    static void call(void** arguments) { spread(arguments, std::index_sequence_for<A...>{}); }
+    static constexpr size_t bytes = sizeof(Params);
+    static void call(const void* parameters) { kernel(*static_cast<const Params*>(parameters)); }
 };
 
 }  // namespace machine
 
-#define ENTRY(name)                                                                                             \
-    static machine::Entry entry_##name(#name, machine::Typed<&name>::call, machine::Typed<&name>::sizes, \
-                                       machine::Typed<&name>::count);
+#define ENTRY(name) \
+    static machine::Entry entry_##name(#name, machine::Typed<&name>::call, machine::Typed<&name>::bytes);
 #define SHARED(type, name, count) \
     type* const name = static_cast<type*>(machine::static_memory(__COUNTER__, sizeof(type) * (count)))
 

@@ -7,7 +7,10 @@
 //   - shared memory is `SHARED(type, name, count)` or `dynamic_shared()`, whose size is set by the launch; none of it is
 //     defined before it is written, and no thread sees another's writes before a barrier;
 //   - no result may depend on the order in which threads run between barriers: no floating-point atomics;
-//   - each entry point is `extern "C" __global__` and named at the file's end by `ENTRY(name)`;
+//   - each entry point is `extern "C" __global__` and named behind its definition by `ENTRY(name)`;
+//   - it takes one struct by value, `const NAMEParams p`, which `src/backend/cuda/params` defines with the meaning of each field
+//     (`params_*.h` are generated from there);
+//   - the struct is `__grid_constant__` where the compiler would otherwise load all of it at the start and spill registers;
 //   - its first statement is `grid_dependency_synchronize()`: it may start before the kernels in front of it have ended.
 #pragma once
 

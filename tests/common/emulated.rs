@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kimi_linear::backend::cuda::CudaBackend;
 use kimi_linear::backend::cuda::machine::{
-    Answers, Argument, Buffer, Collective, Command, Machine, Memory, Place, Work, foreign,
+    Answers, Buffer, Collective, Command, Machine, Memory, Place, Work, foreign,
 };
 use kimi_linear::backend::{Backend, CollectiveId, Collectives, Device, Result, Ticket};
 use kimi_linear::config::Dtype;
@@ -183,18 +183,9 @@ impl Emulated {
     fn run(&self, command: &Command) -> Result<()> {
         match command {
             Command::Launch(run) => {
-                let arguments = run.arguments().iter();
-                let bytes: Vec<_> = arguments
-                    .clone()
-                    .map(|it| it.bytes(|buffer| self.address(buffer)))
-                    .collect::<Result<_>>()?;
-                let values: Vec<&[u8]> = bytes.iter().map(|(it, len)| &it[..*len]).collect();
-                let touched: BTreeSet<u64> = arguments
-                    .filter_map(|argument| match argument {
-                        Argument::Buffer(buffer) => Some(self.address(buffer)),
-                        _ => None,
-                    })
-                    .collect::<Result<_>>()?;
+                let parameters = run.parameters(|buffer| self.address(buffer))?;
+                let touched = run.buffers().map(|buffer| self.address(buffer));
+                let touched: BTreeSet<u64> = touched.collect::<Result<_>>()?;
                 let mut memory = lock(&self.memory);
                 let (mut before, mut after) = (None, None);
                 for order in self.orders {
@@ -204,14 +195,15 @@ impl Emulated {
                             Some(before) => restore(&mut memory, before),
                         }
                     }
-                    // SAFETY: addresses belong to allocations that live in `memory`, which is locked.
+                    // SAFETY: the words are the kernel's struct, which the headers' assertions check. Addresses belong to
+                    // allocations that live in `memory`, which is locked.
                     unsafe {
                         launch(
                             run.kernel(),
                             run.grid(),
                             run.threads(),
                             run.shared(),
-                            &values,
+                            &parameters[..],
                             *order,
                         )
                     }

@@ -219,19 +219,28 @@ pub(crate) fn kernels() -> Trial {
 fn widened(format: Format, bytes: &[u8], count: usize) -> Vec<f32> {
     use kimi_linear_emulated::{Allocation, Order, launch};
 
+    /// As in that file.
+    #[repr(C)]
+    struct Weights {
+        weight: u64,
+        format: u32,
+        output: u64,
+        columns: u32,
+        count: u32,
+    }
+
     let mut weight = Allocation::new(bytes.len().next_multiple_of(16)).unwrap();
     weight.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
     let output = Allocation::new(2 * 4 * count).unwrap();
-    let (columns, format) = (format.block() as u32, format.id().unwrap());
-    let arguments: [&[u8]; 5] = [
-        &weight.address().to_le_bytes(),
-        &format.to_le_bytes(),
-        &output.address().to_le_bytes(),
-        &columns.to_le_bytes(),
-        &(count as u32).to_le_bytes(),
-    ];
-    // SAFETY: the arguments are those of the kernel, and the addresses belong to living allocations.
-    let launched = unsafe { launch("try_weights", [1, 1, 1], 32, 0, &arguments, Order::Forward) };
+    let parameters = Weights {
+        weight: weight.address(),
+        format: format.id().unwrap(),
+        output: output.address(),
+        columns: format.block() as u32,
+        count: count as u32,
+    };
+    // SAFETY: the fields are the kernel's, and the addresses belong to living allocations.
+    let launched = unsafe { launch("try_weights", [1, 1, 1], 32, 0, &parameters, Order::Forward) };
     launched.unwrap();
     let words = output.bytes().as_chunks().0;
     let all: Vec<f32> = words.iter().map(|word| f32::from_le_bytes(*word)).collect();

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::machine::Buffer;
-use super::memory;
-use super::step::{CudaStep, arguments};
+use super::step::{CudaStep, Kernel};
+use super::{memory, params};
 use crate::backend::gpu::answers::Answer;
 use crate::backend::{Result, Select, Tensor};
 
@@ -23,22 +23,22 @@ impl CudaStep {
         let sums = self.scratch("sums of slices", 16 * outputs * slices)?;
         let bytes = 4 * (outputs * (4 + 2 * candidates)) as u64;
         let choices = Arc::new(Buffer::new(&self.shared.machine, "choices", bytes)?);
-        let kernel = self.kernel(
-            "select_slices",
-            256,
-            arguments![&logits, &ranks, &sums, vocabulary, candidates],
-        );
+        let params = params::Select {
+            batch: &self.batch,
+            logits: &logits,
+            ranks: &ranks,
+            sums: &sums,
+            choices: &choices,
+            vocabulary,
+            candidates,
+            slices,
+        };
+        let merge = Kernel::new("select_merge", 256, &params);
+        let kernel = Kernel::new("select_slices", 256, &params);
         self.launch(kernel, move |metadata| {
             [slices as u32, metadata.outputs as u32, 1]
         });
-        let kernel = self.kernel(
-            "select_merge",
-            256,
-            arguments![
-                &logits, &ranks, &sums, &choices, vocabulary, candidates, slices
-            ],
-        );
-        self.launch(kernel, |metadata| [metadata.outputs as u32, 1, 1]);
+        self.launch(merge, |metadata| [metadata.outputs as u32, 1, 1]);
         self.answer(choices, Answer::Choices { candidates });
         if op.keep_rows {
             self.answer(logits, Answer::Logits(op.logits));

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use super::machine::{Argument, Buffer, Command, Product};
+use super::machine::{Buffer, Command, Product};
+use super::params;
 use super::products::{ANY_TOGETHER, any_shape, suits_library};
-use super::step::{CudaStep, Kernel, WINDOW, arguments};
+use super::step::{CudaStep, Kernel, WINDOW};
 use crate::backend::gpu::batch_metadata::BatchMetadata;
 use crate::backend::{MlaAppend, MlaAttention, MlaBlock, Op, Result, Segments};
 use crate::config::Dtype;
@@ -50,19 +51,21 @@ impl CudaStep {
         self.name("mla_append");
         let layout = op.pool.layout;
         let input = self.tensor(op.input)?;
-        let [weight, format] = self.stored(op.weight)?;
+        let (weight, format) = self.stored(op.weight)?;
         let latents = self.shared.memory().latents(&op.pool, op.layer)?.clone();
-        let (latent, rope, tokens) = (layout.latent, layout.rope, layout.block_tokens);
-        let kernel = self.kernel(
-            of_latents(
-                layout.dtype,
-                ["mla_append", "mla_append_f16", "mla_append_f32"],
-            ),
-            128,
-            arguments![
-                &input, weight, format, &latents, latent, rope, tokens, op.eps
-            ],
-        );
+        let params = params::MlaAppend {
+            batch: &self.batch,
+            input: &input,
+            weight: &weight,
+            format,
+            latents: &latents,
+            latent: layout.latent,
+            rope: layout.rope,
+            block_tokens: layout.block_tokens,
+            eps: op.eps,
+        };
+        let entry = ["mla_append", "mla_append_f16", "mla_append_f32"];
+        let kernel = Kernel::new(of_latents(layout.dtype, entry), 128, &params);
         self.launch(kernel, |image| [image.tokens as u32, 1, 1]);
         Ok(())
     }
@@ -107,42 +110,42 @@ impl CudaStep {
         let marks = self.scratch("running softmax", 8 * waiting)?;
         let partial = self.scratch("running attention", 4 * waiting * op.value)?;
         let batch = Arc::clone(&self.batch);
-        let [h, latent, nope, rope, value, tokens] = widths_of(&op, heads);
+        let [heads, latent, nope, rope, value, block_tokens] = widths_of(&op, heads);
         self.each(move |image| {
             let (first, last) = windows_of(op.segments, image);
             let mut commands = Vec::with_capacity(4 * (last - first));
             for (number, window) in image.windows[first..last].iter().enumerate() {
-                let number = (first + number) as u32;
-                let gather = Kernel::new(
-                    gather,
-                    64,
-                    arguments![&batch, number, &latents, &gathered, latent, rope, tokens],
-                );
+                let number = first + number;
+                let params = params::MlaPrefill {
+                    batch: &batch,
+                    window: number as u32,
+                    query: &query,
+                    latents: &latents,
+                    gathered: &gathered,
+                    expanded: &rows,
+                    images: &images,
+                    output: &output,
+                    marks: &marks,
+                    partial: &partial,
+                    heads,
+                    latent,
+                    nope,
+                    rope,
+                    value,
+                    block_tokens,
+                };
+                let gather = Kernel::new(gather, 64, &params);
                 let positions = window.positions as u32;
                 commands.push(Command::Launch(gather.over([positions, 1, 1])));
-                let counted = image.window_word(number as usize);
+                let counted = image.window_word(number);
                 commands.push(expansion.command(&batch, counted, window.positions));
-                let lay_out = Kernel::new(
-                    lay_out,
-                    128,
-                    arguments![
-                        &batch, number, &rows, &latents, &images, h, latent, nope, rope, value,
-                        tokens
-                    ],
-                );
+                let lay_out = Kernel::new(lay_out, 128, &params);
                 let runs = window.positions.div_ceil(RUN) as u32;
-                commands.push(Command::Launch(lay_out.over([runs, h, 1])));
-                let attend = Kernel::new(
-                    entry,
-                    256,
-                    arguments![
-                        &batch, number, &query, &images, &output, &marks, &partial, h, nope, rope,
-                        value
-                    ],
-                )
-                .shared(2 * image_bytes + 512 * widest)?;
+                commands.push(Command::Launch(lay_out.over([runs, heads, 1])));
+                let attend = Kernel::new(entry, 256, &params);
+                let attend = attend.shared(2 * image_bytes + 512 * widest)?;
                 let blocks = window.tiles.div_ceil(TILES) as u32;
-                commands.push(Command::Launch(attend.over([blocks, h, 1])));
+                commands.push(Command::Launch(attend.over([blocks, heads, 1])));
             }
             Ok(commands)
         });
@@ -164,11 +167,11 @@ impl CudaStep {
         };
         let (query, output) = (self.tensor(op.query)?, self.tensor(op.output)?);
         let latents = self.shared.memory().latents(&op.pool, op.layer)?.clone();
-        let [weight, format] = self.stored(op.kv_b)?;
+        let (kv_b, format) = self.stored(op.kv_b)?;
         let absorbed = self.scratch("absorbed queries", 4 * most * heads * layout.latent)?;
         let elements = most_spans * heads * (layout.latent.next_multiple_of(4) + 4);
         let parts = self.scratch("attention by spans", 4 * elements)?;
-        let [h, latent, nope, rope, value, tokens] = widths_of(&op, heads);
+        let [heads, latent, nope, rope, value, block_tokens] = widths_of(&op, heads);
         let count: fn(&BatchMetadata) -> usize = match op.segments {
             Segments::All => |image| image.tokens,
             Segments::Single => |image| image.tokens - image.several_rows,
@@ -186,41 +189,37 @@ impl CudaStep {
             _ => ["mla_attend", "mla_attend_f16", "mla_attend_f32"],
         };
         let entry = of_latents(layout.dtype, entry);
-        let single = u32::from(single);
         self.each(move |image| {
             let rows = count(image);
             if rows == 0 {
                 return Ok(Vec::new());
             }
-            let (together, number) = (rows.div_ceil(TOGETHER) as u32, rows as u32);
-            let absorb = Kernel::new(
-                "mla_absorb",
-                256,
-                arguments![
-                    &batch, single, number, &query, weight, format, &absorbed, h, latent, nope,
-                    rope, value
-                ],
-            );
-            let attend = Kernel::new(
-                entry,
-                256,
-                arguments![
-                    &batch, single, &query, &absorbed, &latents, &parts, h, latent, nope, rope,
-                    value, tokens
-                ],
-            )
-            .shared(25216 + 5120 * tiles)?;
-            let merge = Kernel::new(
-                "mla_merge",
-                512,
-                arguments![
-                    &batch, single, number, &parts, weight, format, &output, h, latent, nope, value
-                ],
-            );
+            let params = params::MlaDecode {
+                batch: &batch,
+                single,
+                rows,
+                query: &query,
+                kv_b: &kv_b,
+                format,
+                absorbed: &absorbed,
+                latents: &latents,
+                parts: &parts,
+                output: &output,
+                heads,
+                latent,
+                nope,
+                rope,
+                value,
+                block_tokens,
+            };
+            let absorb = Kernel::new("mla_absorb", 256, &params);
+            let attend = Kernel::new(entry, 256, &params).shared(25216 + 5120 * tiles)?;
+            let merge = Kernel::new("mla_merge", 512, &params);
+            let together = rows.div_ceil(TOGETHER) as u32;
             Ok(vec![
-                Command::Launch(absorb.over([latent.div_ceil(128), h, together])),
-                Command::Launch(attend.over([spans(image) as u32, h.div_ceil(32), 1])),
-                Command::Launch(merge.over([h, together, 1])),
+                Command::Launch(absorb.over([latent.div_ceil(128), heads, together])),
+                Command::Launch(attend.over([spans(image) as u32, heads.div_ceil(32), 1])),
+                Command::Launch(merge.over([heads, together, 1])),
             ])
         });
         Ok(())
@@ -268,8 +267,8 @@ struct Expansion {
     input: Arc<Buffer>,
     /// `[outputs, columns]` bf16.
     weight: Arc<Buffer>,
-    /// The same weight as it is stored: address and format.
-    stored: [Argument; 2],
+    /// The same weight as it is stored, and its format.
+    stored: (Arc<Buffer>, u32),
     /// `[positions, outputs]` f32.
     output: Arc<Buffer>,
     columns: usize,
@@ -291,17 +290,19 @@ impl Expansion {
                 full,
             });
         }
-        let product = any_shape(
+        let product = any_shape(&params::Linear {
             batch,
-            counted,
-            &self.input,
-            self.stored.clone(),
-            &self.output,
+            rows: counted,
+            input: &self.input,
+            weight: &self.stored.0,
+            format: self.stored.1,
+            output: &self.output,
             full,
             columns,
-            0..outputs,
             outputs,
-        );
+            first: 0,
+            width: outputs,
+        });
         Command::Launch(product.over([
             (outputs as u32).div_ceil(8),
             positions.div_ceil(ANY_TOGETHER) as u32,
@@ -337,7 +338,7 @@ fn check_decode(op: &MlaAttention) -> Result<()> {
     Ok(())
 }
 
-/// Heads, latent, nope, rope, value and tokens per block, as the kernels' arguments.
+/// Heads, latent, nope, rope, value and tokens per block, as the kernels' parameters.
 fn widths_of(op: &MlaAttention, heads: usize) -> [u32; 6] {
     let layout = op.pool.layout;
     [

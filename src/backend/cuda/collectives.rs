@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::fill::EACH;
-use super::machine::{Argument, Buffer, Command, Place};
+use super::machine::{Buffer, Command, Place};
 use super::memory;
+use super::params::Fill;
 use super::step::{CudaStep, Kernel};
 use crate::backend::{AllGather, AllReduce, Element, Result};
 use crate::checkpoint::Format;
@@ -88,21 +89,15 @@ impl CudaStep {
 
     /// Encodes zeros for the first rows of an f32 buffer of `capacity` rows, one for each token.
     pub(super) fn encode_zeros(&mut self, buffer: &Arc<Buffer>, capacity: usize, width: usize) {
-        let count = (capacity * width) as u64;
-        let format = Format::F32.id().unwrap_or_default();
-        let (seed, zero) = (0_u32, 0.0_f32);
-        let kernel = Kernel::new(
-            "fill",
-            256,
-            [
-                buffer.into(),
-                format.into(),
-                Argument::Long(count),
-                seed.into(),
-                zero.into(),
-                zero.into(),
-            ],
-        );
+        let params = Fill {
+            output: buffer,
+            format: Format::F32.id().unwrap_or_default(),
+            count: (capacity * width) as u64,
+            seed: 0,
+            mean: 0.0,
+            scale: 0.0,
+        };
+        let kernel = Kernel::new("fill", 256, &params);
         self.launch_elements(kernel, EACH, move |metadata| metadata.tokens * width);
     }
 }

@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
-use super::machine::{Argument, Buffer, Product};
+use super::machine::{Buffer, Product};
+use super::params;
 use super::products::suits_library;
-use super::step::{CudaStep, Kernel, STAGES_BYTES, TILE, arguments};
+use super::step::{CudaStep, Kernel, STAGES_BYTES, TILE};
 use super::weights::Stored;
 use crate::backend::gpu::batch_metadata::BatchMetadata;
 use crate::backend::{
     AddNorm, ExpertRows, Experts, ExpertsCombine, MlpBlock, MoeBlock, Op, Result, Route, Rows,
     Tensor, Weight,
 };
+use crate::checkpoint::Format;
 use crate::error::BackendError;
 
 /// Maximum number of experts, and of groups of them.
@@ -27,22 +29,26 @@ const TOGETHER: usize = 8;
 const SCORED: u32 = 8;
 const SCORED_OF_ONE: u32 = 2;
 
-/// One layer's routed experts: the arguments of their kernels.
+/// One layer's routed experts.
 struct Layer {
     shared: Option<Shared>,
     ids: Arc<Buffer>,
     input: Arc<Buffer>,
-    gate_up: Stacks,
-    down: Stacks,
+    /// Each stack with its format, and whether kernels read blocks.
+    gate: (Arc<Buffer>, u32),
+    up: (Arc<Buffer>, u32),
+    gate_up_blocks: bool,
+    down: (Arc<Buffer>, u32),
+    down_blocks: bool,
     hidden: Arc<Buffer>,
     results: Arc<Buffer>,
-    width: u32,
-    hidden_width: u32,
+    width: usize,
+    hidden_width: usize,
     /// Choices per token.
-    choices: u32,
+    top_k: usize,
     /// The first local expert, and the number of local experts.
-    first: u32,
-    experts: u32,
+    first_expert: usize,
+    experts: usize,
 }
 
 /// Shared experts that were encoded.
@@ -55,47 +61,26 @@ pub(super) struct Shared {
     output: Arc<Buffer>,
 }
 
-/// Stacks of experts of one kernel.
-struct Stacks {
-    /// Whether any of them is in blocks: then each is passed with its format, else in bf16.
-    in_blocks: bool,
-    arguments: Vec<Argument>,
-}
-
-impl Stacks {
-    /// The kernel for these stacks.
-    fn entry(&self, dense: &'static str, blocks: &'static str) -> &'static str {
-        if self.in_blocks { blocks } else { dense }
-    }
-}
-
 impl CudaStep {
-    /// The stacks as the experts' kernels require them: as they are stored if one is in blocks and each has a single format,
-    /// else in bf16.
-    fn stacks(&self, weights: &[Weight]) -> Result<Stacks> {
-        let mut in_blocks = false;
-        let mut stored = Vec::new();
-        for weight in weights {
+    /// Whether a kernel reads these stacks of experts as they are stored: if one is in blocks and each has a single format. Else
+    /// it reads them in bf16.
+    fn read_blocks(&self, stacks: &[Weight]) -> Result<bool> {
+        let (mut in_blocks, mut single) = (false, true);
+        for stack in stacks {
             let mut memory = self.shared.memory();
-            let ranges = memory.weight(*weight)?.ranges();
+            let ranges = memory.weight(*stack)?.ranges();
             in_blocks |= ranges.iter().any(Stored::in_blocks);
-            stored.push(ranges.to_vec());
+            single &= ranges.len() == 1;
         }
-        let single = stored.iter().all(|ranges| ranges.len() == 1);
-        let (in_blocks, arguments) = if in_blocks && single {
-            let ranges = stored.iter().flatten();
-            (true, ranges.flat_map(Stored::arguments).collect())
-        } else {
-            let dense = weights.iter().map(|weight| {
-                let matrix = self.matrix(*weight)?;
-                Ok(Argument::from(&matrix))
-            });
-            (false, dense.collect::<Result<_>>()?)
-        };
-        Ok(Stacks {
-            in_blocks,
-            arguments,
-        })
+        Ok(in_blocks && single)
+    }
+
+    /// A stack as a kernel reads it, and its format.
+    fn stack(&self, stack: Weight, blocks: bool) -> Result<(Arc<Buffer>, u32)> {
+        if blocks {
+            return self.stored(stack);
+        }
+        Ok((self.matrix(stack)?, Format::BF16.id().unwrap_or_default()))
     }
 
     /// Scores and choice: in one launch for a batch of one token, else one after the other.
@@ -106,77 +91,63 @@ impl CudaStep {
         let scores = self.scratch("router scores", 4 * self.capacity.tokens * count)?;
         let input = self.tensor(op.input)?;
         let (ids, weights) = (self.tensor(op.experts)?, self.tensor(op.weights)?);
-        let [bias, bias_format] = self.stored(op.bias)?;
-        let [weight, format] = self.stored(op.weight)?;
-        let (width, top_k) = (op.input.width, op.experts.width);
-        let sizes = arguments![
-            count,
-            top_k,
-            op.groups,
-            op.top_groups,
-            u32::from(op.renormalize),
-            op.scale
-        ];
+        let (bias, bias_format) = self.stored(op.bias)?;
+        let (weight, format) = self.stored(op.weight)?;
+        let matrix = self.bf16(op.weight)?;
+        let matrix = matrix.filter(|_| suits_library(op.input.width, count));
         let shared = 12 * count + 8 * op.groups;
-        let finished = self.counter()?;
-        let one = arguments![
-            &input,
-            weight,
+        let (batch, finished) = (Arc::clone(&self.batch), self.counter()?);
+        let params = params::Route {
+            batch: &batch,
+            input: &input,
+            weight: &weight,
             format,
-            &scores,
-            &finished,
-            bias,
+            bias: &bias,
             bias_format,
-            &ids,
-            &weights,
-            width
-        ];
-        let one = Kernel::new("route_one", 64, one.into_iter().chain(sizes.clone()));
+            scores: &scores,
+            finished: &finished,
+            ids: &ids,
+            weights: &weights,
+            width: op.input.width,
+            experts: count,
+            top_k: op.experts.width,
+            groups: op.groups,
+            top_groups: op.top_groups,
+            renormalize: op.renormalize,
+            scale: op.scale,
+            all: matrix.is_none(),
+        };
+        let one = Kernel::new("route_one", 64, &params).shared(shared)?;
         let blocks = (count as u32).div_ceil(SCORED_OF_ONE);
-        self.launch(one.shared(shared)?, move |metadata| {
+        self.launch(one, move |metadata| {
             [blocks, u32::from(metadata.tokens == 1), 1]
         });
-        self.encode_scores(&op, &input, &scores)?;
-        let choose = arguments![&scores, bias, bias_format, &ids, &weights];
-        let choose = self.kernel("route_choose", 32, choose.into_iter().chain(sizes));
-        self.launch(choose.shared(shared)?, |metadata| {
+        self.encode_scores(&params, matrix);
+        let choose = Kernel::new("route_choose", 32, &params).shared(shared)?;
+        self.launch(choose, |metadata| {
             let tokens = metadata.tokens as u32;
             [if tokens > 1 { tokens } else { 0 }, 1, 1]
         });
         Ok(())
     }
 
-    /// Scores before the sigmoid of several tokens: cuBLASLt for rows of longer segments if it supports the weight, the
-    /// router's own kernel for other rows. A row's code path depends on its segment alone.
-    fn encode_scores(
-        &mut self,
-        op: &Route,
-        input: &Arc<Buffer>,
-        scores: &Arc<Buffer>,
-    ) -> Result<()> {
-        let [weight, format] = self.stored(op.weight)?;
-        let (width, count) = (op.input.width, op.weight.rows);
-        let matrix = self.bf16(op.weight)?;
-        let matrix = matrix.filter(|_| suits_library(width, count));
+    /// Scores before the sigmoid of several tokens: cuBLASLt for rows of longer segments if it supports the weight (`matrix`),
+    /// the router's own kernel for other rows. A row's code path depends on its segment alone.
+    fn encode_scores(&mut self, route: &params::Route<'_>, matrix: Option<Arc<Buffer>>) {
         let by_library = matrix.is_some();
         if let Some(matrix) = matrix {
             self.library(Product {
-                input: Arc::clone(input),
+                input: Arc::clone(route.input),
                 weight: matrix,
-                output: Arc::clone(scores),
+                output: Arc::clone(route.scores),
                 rows: 0,
-                columns: width,
-                outputs: count,
+                columns: route.width,
+                outputs: route.experts,
                 full: true,
             });
         }
-        let experts = count as u32;
-        let all = u32::from(!by_library);
-        let kernel = self.kernel(
-            "route_scores",
-            256,
-            arguments![input, weight, format, scores, width, experts, all],
-        );
+        let experts = route.experts as u32;
+        let kernel = Kernel::new("route_scores", 256, route);
         self.launch(kernel, move |metadata: &BatchMetadata| {
             let rows = match metadata.tokens {
                 1 => 0,
@@ -185,7 +156,6 @@ impl CudaStep {
             };
             [experts.div_ceil(SCORED), rows.div_ceil(TOGETHER) as u32, 1]
         });
-        Ok(())
     }
 
     /// Router, routed and shared experts. For single rows, shared experts of the routed ones' width are one more expert; the
@@ -211,8 +181,8 @@ impl CudaStep {
         let both = [shared.gate_up_proj, shared.down_proj];
         let alike = shared.input == routed.input
             && shared.hidden.width == routed.gate.rows
-            && !self.stacks(&[routed.gate, routed.up])?.in_blocks
-            && !self.stacks(&[routed.down])?.in_blocks;
+            && !self.read_blocks(&[routed.gate, routed.up])?
+            && !self.read_blocks(&[routed.down])?;
         let [gate_up, down] = both.map(|weight| self.bf16(weight));
         let weights = match (gate_up?, down?) {
             (Some(gate_up), Some(down)) if alike => Some([gate_up, down]),
@@ -245,12 +215,11 @@ impl CudaStep {
         self.name("experts");
         let assignments = self.capacity.tokens * op.experts.width;
         let results = self.scratch("experts' outputs", 4 * assignments * op.input.width)?;
-        let added = shared.as_ref().map(|shared| &shared.output);
-        let added = added.map_or(Argument::Null, Argument::from);
+        let added = shared.as_ref().map(|shared| Arc::clone(&shared.output));
         self.expert_results(op.rows(op.output), &results, shared)?;
         let there = [op.first_expert, op.gate.stack].map(|word| word as u32);
         let chosen = [op.experts, op.weights];
-        self.combine(chosen, &results, added, op.output, there, norm)
+        self.combine(chosen, &results, added.as_ref(), op.output, there, norm)
     }
 
     pub(super) fn encode_expert_rows(&mut self, op: ExpertRows) -> Result<()> {
@@ -269,7 +238,7 @@ impl CudaStep {
         let chosen = [op.experts, op.weights];
         // Every choice has a row.
         let there = [0, u32::MAX];
-        self.combine(chosen, &results, Argument::Null, op.output, there, None)
+        self.combine(chosen, &results, None, op.output, there, None)
     }
 
     /// The results of the local experts, `[T, top_k, d]` f32, and of the shared ones for single rows; the tensor `op.output` is
@@ -280,23 +249,29 @@ impl CudaStep {
         results: &Arc<Buffer>,
         shared: Option<Shared>,
     ) -> Result<()> {
-        let (local, n, top_k) = (op.gate.stack, op.gate.rows, op.experts.width);
-        limit(local)?;
+        let (experts, hidden_width, top_k) = (op.gate.stack, op.gate.rows, op.experts.width);
+        limit(experts)?;
         let assignments = self.capacity.tokens * top_k;
-        let [width, hidden_width, choices, first, experts] =
-            [op.input.width, n, top_k, op.first_expert, local].map(|word| word as u32);
+        let gate_up_blocks = self.read_blocks(&[op.gate, op.up])?;
+        let down_blocks = self.read_blocks(&[op.down])?;
         let layer = Layer {
             shared,
             ids: self.tensor(op.experts)?,
             input: self.tensor(op.input)?,
-            gate_up: self.stacks(&[op.gate, op.up])?,
-            down: self.stacks(&[op.down])?,
-            hidden: self.scratch("experts' hidden activations", 2 * assignments * n)?,
+            gate: self.stack(op.gate, gate_up_blocks)?,
+            up: self.stack(op.up, gate_up_blocks)?,
+            gate_up_blocks,
+            down: self.stack(op.down, down_blocks)?,
+            down_blocks,
+            hidden: self.scratch(
+                "experts' hidden activations",
+                2 * assignments * hidden_width,
+            )?,
             results: Arc::clone(results),
-            width,
+            width: op.input.width,
             hidden_width,
-            choices,
-            first,
+            top_k,
+            first_expert: op.first_expert,
             experts,
         };
         self.encode_few(&layer)?;
@@ -309,30 +284,50 @@ impl CudaStep {
         &mut self,
         [ids, weights]: [Tensor; 2],
         results: &Arc<Buffer>,
-        added: Argument,
+        added: Option<&Arc<Buffer>>,
         output: Tensor,
-        [first, experts]: [u32; 2],
+        [first_expert, experts]: [u32; 2],
         norm: Option<&AddNorm>,
     ) -> Result<()> {
-        let [width, choices] = [output.width, ids.width].map(|word| word as u32);
+        let (width, top_k) = (output.width, ids.width);
         let [ids, weights, output] = [
             self.tensor(ids)?,
             self.tensor(weights)?,
             self.tensor(output)?,
         ];
-        let combined = arguments![
-            &ids, &weights, results, added, &output, width, choices, first, experts
-        ];
+        let params = params::ExpertsCombine {
+            batch: &self.batch,
+            ids: &ids,
+            weights: &weights,
+            results,
+            shared: added,
+            output: &output,
+            width,
+            top_k,
+            first_expert,
+            experts,
+            target: None,
+            norm: None,
+            format: 0,
+            normed: None,
+            eps: 0.0,
+        };
         if let Some(norm) = norm {
             let (target, normed) = (self.tensor(norm.target)?, self.tensor(norm.output)?);
-            let [weight, format] = self.stored(norm.weight)?;
-            let more = arguments![&target, weight, format, &normed, norm.eps];
-            let all = combined.into_iter().chain(more);
-            let kernel = self.kernel("experts_combine_norm", 256, all);
+            let (weight, format) = self.stored(norm.weight)?;
+            let params = params::ExpertsCombine {
+                target: Some(&target),
+                norm: Some(&weight),
+                format,
+                normed: Some(&normed),
+                eps: norm.eps,
+                ..params
+            };
+            let kernel = Kernel::new("experts_combine_norm", 256, &params);
             self.launch(kernel, |metadata| [metadata.tokens as u32, 1, 1]);
         } else {
-            let kernel = self.kernel("experts_combine", 256, combined);
-            let columns = width.div_ceil(COMBINED);
+            let kernel = Kernel::new("experts_combine", 256, &params);
+            let columns = (width as u32).div_ceil(COMBINED);
             self.launch(kernel, move |metadata| [metadata.tokens as u32, columns, 1]);
         }
         Ok(())
@@ -340,32 +335,30 @@ impl CudaStep {
 
     /// Rows of single tokens.
     fn encode_few(&mut self, layer: &Layer) -> Result<()> {
-        let (top_k, local) = (layer.choices as usize, layer.experts as usize);
+        let (top_k, local) = (layer.top_k, layer.experts);
         let most_places = self.capacity.segments.min(self.capacity.tokens) * top_k;
         let most = most_places.min(local);
         let words = 1 + 3 * most + most_places;
         let list = self.scratch("single rows' assignments by expert", 4 * words)?;
-        let (ids, most) = (&layer.ids, most as u32);
-        let (choices, first, experts) = (layer.choices, layer.first, layer.experts);
-        let kernel = self.kernel(
-            "experts_list",
-            256,
-            arguments![ids, &list, most, choices, first, experts],
-        );
+        let params = params::ExpertsGroup {
+            batch: &self.batch,
+            ids: &layer.ids,
+            counts: None,
+            groups: &list,
+            most_tiles: most,
+            top_k,
+            first_expert: layer.first_expert,
+            experts: local,
+        };
         // A single row needs no list: each of its choices is a different expert.
-        self.launch(kernel.shared(40 * local)?, |metadata| {
+        let kernel = Kernel::new("experts_list", 256, &params).shared(40 * local)?;
+        self.launch(kernel, |metadata| {
             [u32::from(metadata.few(Rows::Tokens) > 1), 1, 1]
         });
-        let shared = match &layer.shared {
-            Some(Shared {
-                weights: Some([gate_up, down]),
-                hidden,
-                output,
-            }) => Some([gate_up, down, hidden, output].map(Argument::from)),
-            _ => None,
-        };
+        let [into, out] = self.few_experts(layer, &list, most);
         // The maximum number of chosen experts, so that one graph serves every choice.
-        let more = u32::from(shared.is_some());
+        let shared = layer.shared.as_ref();
+        let more = u32::from(shared.is_some_and(|shared| shared.weights.is_some()));
         let chosen = move |metadata: &BatchMetadata| {
             let rows = metadata.few(Rows::Tokens);
             let assignments = rows * top_k;
@@ -375,88 +368,136 @@ impl CudaStep {
                 _ => more + assignments.min(local) as u32,
             }
         };
-        // Only kernels for stacks in bf16 have arguments for shared experts: their weight, and where they read or write.
-        let few = |entry,
-                   from: &Arc<Buffer>,
-                   stacks: &Stacks,
-                   weight: Argument,
-                   to: &Arc<Buffer>,
-                   ends: Vec<Argument>| {
-            let mut arguments = arguments![&self.batch, ids, &list, most, from].to_vec();
-            arguments.extend(stacks.arguments.iter().cloned());
-            arguments.extend(Some(weight).filter(|_| !stacks.in_blocks));
-            arguments.push(to.into());
-            arguments.extend(ends.into_iter().filter(|_| !stacks.in_blocks));
-            let sizes = [layer.width, layer.hidden_width, choices, first, experts];
-            arguments.extend(sizes.map(Argument::from));
-            Kernel::new(entry, 256, arguments)
-        };
-        let [shared_in, shared_out, shared_hidden, shared_output] =
-            shared.unwrap_or([const { Argument::Null }; 4]);
-        let (gate_up, down) = (&layer.gate_up, &layer.down);
-        let entry = gate_up.entry("experts_few_in", "experts_few_in_blocks");
-        let ends = vec![shared_hidden.clone()];
-        let kernel = few(entry, &layer.input, gate_up, shared_in, &layer.hidden, ends);
-        let entry = down.entry("experts_few_out", "experts_few_out_blocks");
-        let ends = vec![shared_hidden, shared_output];
-        let down = few(entry, &layer.hidden, down, shared_out, &layer.results, ends);
-        let outputs = layer.hidden_width.div_ceil(FEW / 2);
-        self.launch(kernel, move |metadata| [outputs, chosen(metadata), 1]);
-        let outputs = layer.width.div_ceil(FEW);
-        self.launch(down, move |metadata| [outputs, chosen(metadata), 1]);
+        let outputs = (layer.hidden_width as u32).div_ceil(FEW / 2);
+        self.launch(into, move |metadata| [outputs, chosen(metadata), 1]);
+        let outputs = (layer.width as u32).div_ceil(FEW);
+        self.launch(out, move |metadata| [outputs, chosen(metadata), 1]);
         Ok(())
+    }
+
+    /// The kernels for rows of single tokens, with the list of their experts.
+    fn few_experts(&self, layer: &Layer, list: &Arc<Buffer>, most: usize) -> [Kernel; 2] {
+        let shared = layer.shared.as_ref().and_then(|shared| {
+            let [gate_up, down] = shared.weights.as_ref()?;
+            Some([gate_up, down, &shared.hidden, &shared.output])
+        });
+        let [shared_in, shared_out, shared_hidden, shared_output] =
+            shared.map_or([None; 4], |shared| shared.map(Some));
+        let (ids, top_k) = (&layer.ids, layer.top_k);
+        let into = params::ExpertsFewIn {
+            batch: &self.batch,
+            ids,
+            list,
+            most,
+            input: &layer.input,
+            gate: &layer.gate.0,
+            gate_format: layer.gate.1,
+            up: &layer.up.0,
+            up_format: layer.up.1,
+            shared: shared_in,
+            hidden: &layer.hidden,
+            shared_hidden,
+            width: layer.width,
+            hidden_width: layer.hidden_width,
+            top_k,
+            first_expert: layer.first_expert,
+            experts: layer.experts,
+        };
+        let out = params::ExpertsFewOut {
+            batch: &self.batch,
+            ids,
+            list,
+            most,
+            hidden: &layer.hidden,
+            down: &layer.down.0,
+            format: layer.down.1,
+            shared: shared_out,
+            results: &layer.results,
+            shared_hidden,
+            shared_output,
+            width: layer.width,
+            hidden_width: layer.hidden_width,
+            top_k,
+            first_expert: layer.first_expert,
+            experts: layer.experts,
+        };
+        let entries = ["experts_few_in", "experts_few_in_blocks"];
+        let into = Kernel::new(entries[usize::from(layer.gate_up_blocks)], 256, &into);
+        let entries = ["experts_few_out", "experts_few_out_blocks"];
+        let out = Kernel::new(entries[usize::from(layer.down_blocks)], 256, &out);
+        [into, out]
     }
 
     /// Rows of longer segments.
     fn encode_many(&mut self, layer: &Layer) -> Result<()> {
-        let (top_k, local) = (layer.choices as usize, layer.experts as usize);
-        let (width, hidden_width) = (layer.width, layer.hidden_width);
-        let (choices, first, experts) = (layer.choices, layer.first, layer.experts);
+        let (top_k, local) = (layer.top_k, layer.experts);
         let assignments = self.capacity.tokens * top_k;
         let most = most_tiles(assignments, local);
         let counts = self.scratch("choices by expert", 4 * assignments.div_ceil(SHARE) * local)?;
         let groups = self.scratch("assignments by expert", 4 * (1 + 3 * most + assignments))?;
-        let (ids, tiles) = (&layer.ids, most as u32);
         let shares = move |metadata: &BatchMetadata| {
             let assignments = metadata.several_rows * top_k;
             [assignments.div_ceil(SHARE) as u32, 1, 1]
         };
-        let kernel = self.kernel(
-            "experts_count",
-            256,
-            arguments![ids, &counts, choices, first, experts],
-        );
-        self.launch(kernel.shared(4 * local)?, shares);
-        let kernel = self.kernel(
-            "experts_group",
-            256,
-            arguments![ids, &counts, &groups, tiles, choices, first, experts],
-        );
-        self.launch(kernel.shared(40 * local)?, shares);
-        let count =
-            move |metadata: &BatchMetadata| most_tiles(metadata.several_rows * top_k, local) as u32;
-        let many = |entry, from: &Arc<Buffer>, stacks: &Stacks, to: &Arc<Buffer>| {
-            let mut arguments = arguments![&groups, tiles, from].to_vec();
-            arguments.extend(stacks.arguments.iter().cloned());
-            arguments.extend(arguments![to, width, hidden_width]);
-            Kernel::new(entry, 128, arguments)
+        let params = params::ExpertsGroup {
+            batch: &self.batch,
+            ids: &layer.ids,
+            counts: Some(&counts),
+            groups: &groups,
+            most_tiles: most,
+            top_k,
+            first_expert: layer.first_expert,
+            experts: local,
         };
-        let (gate_up, down) = (&layer.gate_up, &layer.down);
-        let entry = gate_up.entry("experts_many_in", "experts_many_in_blocks");
-        let mut kernel = many(entry, &layer.input, gate_up, &layer.hidden);
-        kernel.arguments.push(choices.into());
-        let columns = hidden_width.div_ceil(TILE as u32 / 2);
-        self.launch(kernel.shared(STAGES_BYTES)?, move |metadata| {
-            [columns, count(metadata), 1]
+        let count = Kernel::new("experts_count", 256, &params).shared(4 * local)?;
+        let group = Kernel::new("experts_group", 256, &params).shared(40 * local)?;
+        self.launch(count, shares);
+        self.launch(group, shares);
+        let tiles =
+            move |metadata: &BatchMetadata| most_tiles(metadata.several_rows * top_k, local) as u32;
+        let [into, out] = many(layer, &groups, most);
+        let columns = (layer.hidden_width as u32).div_ceil(TILE as u32 / 2);
+        self.launch(into.shared(STAGES_BYTES)?, move |metadata| {
+            [columns, tiles(metadata), 1]
         });
-        let entry = down.entry("experts_many_out", "experts_many_out_blocks");
-        let kernel = many(entry, &layer.hidden, down, &layer.results);
-        let columns = width.div_ceil(TILE as u32);
-        self.launch(kernel.shared(STAGES_BYTES)?, move |metadata| {
-            [columns, count(metadata), 1]
+        let columns = (layer.width as u32).div_ceil(TILE as u32);
+        self.launch(out.shared(STAGES_BYTES)?, move |metadata| {
+            [columns, tiles(metadata), 1]
         });
         Ok(())
     }
+}
+
+/// The kernels for rows of longer segments, with the list of their tiles.
+fn many(layer: &Layer, groups: &Arc<Buffer>, most_tiles: usize) -> [Kernel; 2] {
+    let into = params::ExpertsManyIn {
+        groups,
+        most_tiles,
+        input: &layer.input,
+        gate: &layer.gate.0,
+        gate_format: layer.gate.1,
+        up: &layer.up.0,
+        up_format: layer.up.1,
+        hidden: &layer.hidden,
+        width: layer.width,
+        hidden_width: layer.hidden_width,
+        top_k: layer.top_k,
+    };
+    let out = params::ExpertsManyOut {
+        groups,
+        most_tiles,
+        hidden: &layer.hidden,
+        down: &layer.down.0,
+        format: layer.down.1,
+        results: &layer.results,
+        width: layer.width,
+        hidden_width: layer.hidden_width,
+    };
+    let entries = ["experts_many_in", "experts_many_in_blocks"];
+    let into = Kernel::new(entries[usize::from(layer.gate_up_blocks)], 128, &into);
+    let entries = ["experts_many_out", "experts_many_out_blocks"];
+    let out = Kernel::new(entries[usize::from(layer.down_blocks)], 128, &out);
+    [into, out]
 }
 
 /// Maximum number of tiles for this number of assignments: each expert may have a partial one.

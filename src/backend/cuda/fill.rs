@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::machine::{Argument, Buffer, Command, Launch, Machine, NO_STEP, Work, blocks};
+use super::machine::{Buffer, Command, Machine, NO_STEP, Work, blocks};
+use super::params::Fill;
+use super::step::Kernel;
 use crate::backend::{Random, Result};
 use crate::checkpoint::Format;
 
@@ -17,21 +19,16 @@ pub(super) fn fill(
     random: Random,
 ) -> Result<()> {
     let count = buffer.bytes / format.block_bytes() as u64;
-    let arguments = [
-        buffer.into(),
-        format.id().unwrap_or_default().into(),
-        Argument::Long(count),
-        random.seed.into(),
-        random.mean.into(),
-        random.scale().into(),
-    ];
-    let command = Command::Launch(Launch {
-        kernel: "fill",
-        grid: [blocks(count, EACH)?.max(1), 1, 1],
-        threads: 256,
-        shared: 0,
-        arguments: arguments.into(),
-    });
+    let params = Fill {
+        output: buffer,
+        format: format.id().unwrap_or_default(),
+        count,
+        seed: random.seed,
+        mean: random.mean,
+        scale: random.scale(),
+    };
+    let grid = [blocks(count, EACH)?.max(1), 1, 1];
+    let command = Command::Launch(Kernel::new("fill", 256, &params).over(grid));
     let ticket = machine.submit(&Work {
         step: NO_STEP,
         upload: None,

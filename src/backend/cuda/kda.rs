@@ -1,6 +1,7 @@
 //! Encodes a KDA layer's operations: convolution, gates, output gate. The recurrence is in `recurrence`.
 
-use super::step::{CudaStep, Kernel, arguments};
+use super::params;
+use super::step::{CudaStep, Kernel};
 use crate::backend::{GatedNorm, KdaGates, Result, Rows, ShortConv};
 use crate::error::BackendError;
 
@@ -18,30 +19,24 @@ impl CudaStep {
             });
         }
         let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
-        let [weight, format] = self.stored(op.weight)?;
+        let (weight, format) = self.stored(op.weight)?;
         let conv_states = self.shared.memory().states(&op.pool, op.layer)?.1.clone();
         let channels = op.input.width;
-        let kernel = self.kernel(
-            "short_conv",
-            256,
-            arguments![
-                &input,
-                weight,
-                format,
-                &conv_states,
-                &output,
-                channels,
-                taps
-            ],
-        );
-        self.launch_each(kernel, Rows::Tokens, channels, 256);
+        let params = params::ShortConv {
+            batch: &self.batch,
+            input: &input,
+            weight: &weight,
+            format,
+            conv_states: &conv_states,
+            output: &output,
+            channels,
+            taps,
+        };
+        let [conv, states] =
+            ["short_conv", "short_conv_states"].map(|entry| Kernel::new(entry, 256, &params));
+        self.launch_each(conv, Rows::Tokens, channels, 256);
         if taps > 1 {
-            let kernel = self.kernel(
-                "short_conv_states",
-                256,
-                arguments![&input, &conv_states, channels, taps],
-            );
-            self.launch_elements(kernel, 256, move |metadata| metadata.segments * channels);
+            self.launch_elements(states, 256, move |metadata| metadata.segments * channels);
         }
         Ok(())
     }
@@ -50,17 +45,23 @@ impl CudaStep {
         self.name("kda_gates");
         let (decay, write) = (self.tensor(op.decay)?, self.tensor(op.write)?);
         let (gates, beta) = (self.tensor(op.gates)?, self.tensor(op.beta)?);
-        let [a_log, a_format] = self.stored(op.a_log)?;
-        let [dt_bias, b_format] = self.stored(op.dt_bias)?;
+        let (a_log, a_log_format) = self.stored(op.a_log)?;
+        let (dt_bias, dt_bias_format) = self.stored(op.dt_bias)?;
         let (channels, heads) = (op.decay.width, op.write.width);
-        let width = channels / heads.max(1);
-        let kernel = self.kernel(
-            "kda_gates",
-            256,
-            arguments![
-                &decay, &write, a_log, a_format, dt_bias, b_format, &gates, &beta, heads, width
-            ],
-        );
+        let params = params::KdaGates {
+            batch: &self.batch,
+            decay: &decay,
+            write: &write,
+            a_log: &a_log,
+            a_log_format,
+            dt_bias: &dt_bias,
+            dt_bias_format,
+            gates: &gates,
+            beta: &beta,
+            heads,
+            key_width: channels / heads.max(1),
+        };
+        let kernel = Kernel::new("kda_gates", 256, &params);
         self.launch_each(kernel, Rows::Tokens, channels, 256);
         Ok(())
     }
@@ -86,22 +87,20 @@ impl CudaStep {
 
     fn gated_norm_kernel(&mut self, op: &GatedNorm) -> Result<Kernel> {
         let (input, gate) = (self.tensor(op.input)?, self.tensor(op.gate)?);
-        let [weight, format] = self.stored(op.weight)?;
+        let (weight, format) = self.stored(op.weight)?;
         let output = self.tensor(op.output)?;
-        Ok(self.kernel(
-            "gated_norm",
-            256,
-            arguments![
-                &input,
-                &gate,
-                weight,
-                format,
-                &output,
-                heads_of(op),
-                op.weight.rows,
-                op.eps
-            ],
-        ))
+        let params = params::GatedNorm {
+            batch: &self.batch,
+            input: &input,
+            gate: &gate,
+            weight: &weight,
+            format,
+            output: &output,
+            heads: heads_of(op),
+            width: op.weight.rows,
+            eps: op.eps,
+        };
+        Ok(Kernel::new("gated_norm", 256, &params))
     }
 }
 

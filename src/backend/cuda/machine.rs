@@ -1,7 +1,7 @@
 //! The interface between the backend and the device that runs its kernels: memory, copies, and lists of commands in order.
 //!
 //! The driver is one such machine. Another one, for tests, compiles the same kernels for the CPU. Everything above this trait
-//! is the same for both: shapes, grids, arguments, workspaces. Device memory is referred to by the [`Buffer`] that owns it,
+//! is the same for both: shapes, grids, parameters, workspaces. Device memory is referred to by the [`Buffer`] that owns it,
 //! never by an address, and only this backend creates a [`Launch`] and a [`Product`].
 
 use std::any::Any;
@@ -9,6 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use super::collectives::Collective;
+use super::params::Arguments;
 use crate::backend::{CollectiveId, Collectives, Device, Result, Ticket};
 use crate::error::BackendError;
 
@@ -109,111 +110,8 @@ impl PartialEq for Place {
     }
 }
 
-/// One argument of a kernel.
-#[derive(Clone, Debug)]
-pub enum Argument {
-    /// A pointer to the beginning of a buffer.
-    Buffer(Arc<Buffer>),
-    /// A null pointer.
-    Null,
-    /// A `u32`.
-    Word(u32),
-    /// A `u32` that is a size or a count: the launch fails if it exceeds 32 bits.
-    Size(usize),
-    /// A `u64`.
-    Long(u64),
-    /// An `f32`.
-    Number(f32),
-}
-
-impl Argument {
-    /// Its bytes as the kernel reads them, and their number; `address` returns the address of a buffer.
-    ///
-    /// # Errors
-    /// Those of `address`, or a size beyond 32 bits.
-    pub fn bytes(&self, address: impl FnOnce(&Buffer) -> Result<u64>) -> Result<([u8; 8], usize)> {
-        let long = |value: u64| (value.to_le_bytes(), 8);
-        let word = |value: u32| (u64::from(value).to_le_bytes(), 4);
-        Ok(match self {
-            Self::Buffer(buffer) => long(address(buffer)?),
-            Self::Null => long(0),
-            Self::Long(value) => long(*value),
-            Self::Word(value) => word(*value),
-            Self::Size(value) => word(fitting("a size", *value as u64)?),
-            Self::Number(value) => word(value.to_bits()),
-        })
-    }
-}
-
-impl PartialEq for Argument {
-    fn eq(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Buffer(one), Self::Buffer(other)) => Arc::ptr_eq(one, other),
-            (Self::Null, Self::Null) => true,
-            (Self::Word(one), Self::Word(other)) => one == other,
-            (Self::Size(one), Self::Size(other)) => one == other,
-            (Self::Long(one), Self::Long(other)) => one == other,
-            (Self::Number(one), Self::Number(other)) => one == other,
-            _ => false,
-        }
-    }
-}
-
-/// A type that converts to an argument.
-pub(super) trait AsArgument {
-    /// Converts it to an argument.
-    fn argument(&self) -> Argument;
-}
-
-impl AsArgument for Argument {
-    fn argument(&self) -> Argument {
-        self.clone()
-    }
-}
-
-impl AsArgument for u32 {
-    fn argument(&self) -> Argument {
-        Argument::Word(*self)
-    }
-}
-
-impl AsArgument for usize {
-    fn argument(&self) -> Argument {
-        Argument::Size(*self)
-    }
-}
-
-impl AsArgument for f32 {
-    fn argument(&self) -> Argument {
-        Argument::Number(*self)
-    }
-}
-
-impl AsArgument for Arc<Buffer> {
-    fn argument(&self) -> Argument {
-        Argument::Buffer(Arc::clone(self))
-    }
-}
-
-impl<T: AsArgument> AsArgument for &T {
-    fn argument(&self) -> Argument {
-        T::argument(self)
-    }
-}
-
-macro_rules! from {
-    ($($kind:ty),*) => {
-        $(impl From<$kind> for Argument {
-            fn from(value: $kind) -> Self {
-                value.argument()
-            }
-        })*
-    };
-}
-from!(u32, usize, f32, &Arc<Buffer>);
-
 /// A kernel over a grid.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Launch {
     /// The entry point.
     pub(super) kernel: &'static str,
@@ -223,8 +121,8 @@ pub struct Launch {
     pub(super) threads: u32,
     /// Bytes of dynamic shared memory, a multiple of 16.
     pub(super) shared: u32,
-    /// The kernel's arguments.
-    pub(super) arguments: Arc<[Argument]>,
+    /// The kernel's parameters.
+    pub(super) arguments: Arguments,
 }
 
 impl Launch {
@@ -252,20 +150,18 @@ impl Launch {
         self.shared
     }
 
-    /// The kernel's arguments.
-    #[must_use]
-    pub fn arguments(&self) -> &[Argument] {
-        &self.arguments
+    /// The buffers that its parameters point to.
+    pub fn buffers(&self) -> impl Iterator<Item = &Arc<Buffer>> {
+        self.arguments.buffers()
     }
-}
 
-/// Launches of one step share their lists of arguments and differ in their grids, so that graphs are found without a look at
-/// any argument.
-impl PartialEq for Launch {
-    fn eq(&self, other: &Self) -> bool {
-        let alike = |a: &Self| (a.grid, a.threads, a.shared, a.kernel);
-        let (arguments, others) = (&self.arguments, &other.arguments);
-        alike(self) == alike(other) && (Arc::ptr_eq(arguments, others) || arguments == others)
+    /// The struct of its parameters as the kernel reads it, in words of eight bytes; `address` returns the address of a
+    /// buffer.
+    ///
+    /// # Errors
+    /// Those of `address`, a size beyond 32 bits, parameters of another kernel.
+    pub fn parameters(&self, address: impl Fn(&Buffer) -> Result<u64>) -> Result<Vec<u64>> {
+        self.arguments.words(self.kernel, address)
     }
 }
 
@@ -474,6 +370,7 @@ pub fn foreign() -> BackendError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::cuda::params::Fill;
 
     struct Nowhere;
 
@@ -500,27 +397,29 @@ mod tests {
 
     #[test]
     fn launches_are_alike_by_their_grids_and_arguments() {
-        let launch = |grid, word: u32| Launch {
-            kernel: "add",
+        let buffer = buffer(64);
+        let arguments = |seed| {
+            Arguments::new(&Fill {
+                output: &buffer,
+                format: 0,
+                count: 16,
+                seed,
+                mean: f32::NAN,
+                scale: 1.0,
+            })
+        };
+        let launch = |grid, arguments| Launch {
+            kernel: "fill",
             grid,
             threads: 256,
             shared: 0,
-            arguments: Arc::new([Argument::Word(word), Argument::Number(f32::NAN)]),
+            arguments,
         };
         // Shared arguments are not looked at: even this number is that of a launch of the same step.
-        let first = launch([1, 1, 1], 7);
+        let first = launch([1, 1, 1], arguments(7));
         assert_eq!(first, first.clone());
-        let wider = Launch {
-            grid: [2, 1, 1],
-            ..first.clone()
-        };
-        assert_ne!(first, wider);
-        let arguments = |word: u32| Launch {
-            arguments: Arc::new([Argument::Word(word)]),
-            ..first.clone()
-        };
-        assert_eq!(arguments(7), arguments(7));
-        assert_ne!(arguments(7), arguments(8));
+        assert_ne!(first, launch([2, 1, 1], first.arguments.clone()));
+        assert_ne!(first, launch([1, 1, 1], arguments(7)));
     }
 
     #[test]
@@ -531,12 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_beyond_a_word_are_refused() {
-        let bytes = |size: usize| Argument::from(size).bytes(|_| Ok(0));
-        let most = u32::MAX as usize;
-        assert_eq!(bytes(most).unwrap(), (0xffff_ffff_u64.to_le_bytes(), 4));
-        let error = bytes(most + 1).unwrap_err().to_string();
-        assert!(error.contains("a size of 4294967296"), "{error}");
+    fn grids_beyond_a_word_are_refused() {
         assert_eq!(blocks(65, 16).unwrap(), 5);
         assert_eq!(blocks(16 * u64::from(u32::MAX), 16).unwrap(), u32::MAX);
         assert!(blocks(16 * u64::from(u32::MAX) + 1, 16).is_err());

@@ -15,6 +15,7 @@ pub mod kernels;
 pub mod machine;
 mod memory;
 mod operations;
+mod params;
 mod products;
 mod recurrence;
 mod sample;

@@ -1,9 +1,9 @@
 //! Selects the function that records each operation, and has those for operations on rows: embedding, norm, products,
 //! activation, sum.
 
-use super::machine::Argument;
+use super::params;
 use super::recurrence::takes_kda_block;
-use super::step::{CudaStep, Kernel, arguments, kind};
+use super::step::{CudaStep, Kernel, kind};
 use crate::backend::{Add, AddNorm, Element, Embed, Linear, Op, Result, RmsNorm, Swiglu};
 
 impl CudaStep {
@@ -74,19 +74,19 @@ impl CudaStep {
 
     pub(super) fn encode_embed(&mut self, op: Embed) -> Result<()> {
         self.name("embed");
-        let [weight, format] = self.stored(op.weight)?;
+        let (weight, format) = self.stored(op.weight)?;
         let output = self.tensor(op.output)?;
-        let width = op.output.width;
-        let drawn = match op.drawn {
-            Some(drawn) => Argument::from(&self.tensor(drawn)?),
-            None => Argument::Null,
+        let drawn = op.drawn.map(|drawn| self.tensor(drawn)).transpose()?;
+        let params = params::Embed {
+            batch: &self.batch,
+            drawn: drawn.as_ref(),
+            weight: &weight,
+            format,
+            output: &output,
+            vocabulary: op.weight.rows,
+            width: op.output.width,
         };
-        let vocabulary = op.weight.rows;
-        let kernel = self.kernel(
-            "embed",
-            128,
-            arguments![drawn, weight, format, &output, vocabulary, width],
-        );
+        let kernel = Kernel::new("embed", 128, &params);
         self.launch(kernel, |metadata| [metadata.tokens as u32, 1, 1]);
         Ok(())
     }
@@ -94,23 +94,20 @@ impl CudaStep {
     pub(super) fn encode_rms_norm(&mut self, op: RmsNorm) -> Result<()> {
         self.name("rms_norm");
         let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
-        let [weight, format] = self.stored(op.weight)?;
+        let (weight, format) = self.stored(op.weight)?;
         let rows = op.output.rows;
-        let gather = u32::from(op.input.rows != rows);
-        let kernel = self.kernel(
-            "rms_norm",
-            256,
-            arguments![
-                kind(rows),
-                gather,
-                &input,
-                weight,
-                format,
-                &output,
-                op.input.width,
-                op.eps
-            ],
-        );
+        let params = params::RmsNorm {
+            batch: &self.batch,
+            rows: kind(rows),
+            gather: op.input.rows != rows,
+            input: &input,
+            weight: &weight,
+            format,
+            output: &output,
+            width: op.input.width,
+            eps: op.eps,
+        };
+        let kernel = Kernel::new("rms_norm", 256, &params);
         self.launch(kernel, move |metadata| [metadata.count(rows) as u32, 1, 1]);
         Ok(())
     }
@@ -141,12 +138,14 @@ impl CudaStep {
 
     fn swiglu_kernel(&self, op: &Swiglu) -> Result<Kernel> {
         let (input, output) = (self.tensor(op.input)?, self.tensor(op.output)?);
-        let (width, rows) = (op.output.width, op.output.rows);
-        Ok(self.kernel(
-            "swiglu",
-            256,
-            arguments![kind(rows), &input, &output, width],
-        ))
+        let params = params::Swiglu {
+            batch: &self.batch,
+            rows: kind(op.output.rows),
+            input: &input,
+            output: &output,
+            width: op.output.width,
+        };
+        Ok(Kernel::new("swiglu", 256, &params))
     }
 
     pub(super) fn encode_add(&mut self, op: Add) -> Result<()> {
@@ -157,7 +156,14 @@ impl CudaStep {
             Element::F32 => "add_f32",
             Element::Activation | Element::Index => "add",
         };
-        let kernel = self.kernel(entry, 256, arguments![kind(rows), &source, &target, width]);
+        let params = params::Add {
+            batch: &self.batch,
+            rows: kind(rows),
+            source: &source,
+            target: &target,
+            width,
+        };
+        let kernel = Kernel::new(entry, 256, &params);
         self.launch_each(kernel, rows, width, 256);
         Ok(())
     }
@@ -166,22 +172,20 @@ impl CudaStep {
         self.name("add_norm");
         let (source, target) = (self.tensor(op.source)?, self.tensor(op.target)?);
         let output = self.tensor(op.output)?;
-        let [weight, format] = self.stored(op.weight)?;
-        let (width, rows) = (op.target.width, op.target.rows);
-        let kernel = self.kernel(
-            "add_norm",
-            256,
-            arguments![
-                kind(rows),
-                &source,
-                &target,
-                weight,
-                format,
-                &output,
-                width,
-                op.eps
-            ],
-        );
+        let (weight, format) = self.stored(op.weight)?;
+        let rows = op.target.rows;
+        let params = params::AddNorm {
+            batch: &self.batch,
+            rows: kind(rows),
+            source: &source,
+            target: &target,
+            weight: &weight,
+            format,
+            output: &output,
+            width: op.target.width,
+            eps: op.eps,
+        };
+        let kernel = Kernel::new("add_norm", 256, &params);
         self.launch(kernel, move |metadata| [metadata.count(rows) as u32, 1, 1]);
         Ok(())
     }

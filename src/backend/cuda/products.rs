@@ -3,8 +3,9 @@
 
 use std::sync::Arc;
 
-use super::machine::{Argument, Buffer, Product};
-use super::step::{CudaStep, Kernel, STAGES_BYTES, TILE, arguments, kind};
+use super::machine::{Buffer, Product};
+use super::params::{self, PRODUCTS};
+use super::step::{CudaStep, Kernel, STAGES_BYTES, TILE, kind};
 use super::weights::Stored;
 use crate::backend::gpu::batch_metadata::BatchMetadata;
 use crate::backend::{Element, Linear, Result, Rows, Weight};
@@ -22,8 +23,6 @@ const FEW: [(&str, usize); 4] = [
 /// Maximum number of rows for which the weight is read once.
 const FEWEST_READS: usize = 64;
 
-/// Maximum number of products of a launch for few rows.
-const FEW_PRODUCTS: usize = 4;
 /// Outputs per block of those kernels.
 const FEW_OUTPUTS: usize = 32;
 
@@ -45,25 +44,9 @@ pub(super) fn suits_library(columns: usize, outputs: usize) -> bool {
     columns.is_multiple_of(8) && outputs.is_multiple_of(8)
 }
 
-/// Columns `outputs` of `output = input weight^T`, which has `width` columns, for rows of a weight of any format and shape.
-/// The number of input rows is word `counted` of the batch. Its grid has a block for 8 outputs by [`ANY_TOGETHER`] rows.
-pub(super) fn any_shape(
-    batch: &Arc<Buffer>,
-    counted: u32,
-    input: &Arc<Buffer>,
-    [weight, format]: [Argument; 2],
-    output: &Arc<Buffer>,
-    full: bool,
-    columns: usize,
-    outputs: std::ops::Range<usize>,
-    width: usize,
-) -> Kernel {
-    let full = u32::from(full);
-    let (count, first) = (outputs.len(), outputs.start);
-    let arguments = arguments![
-        batch, counted, input, weight, format, output, full, columns, count, first, width
-    ];
-    Kernel::new("linear", 256, arguments)
+/// The kernel for a weight of any format and shape. Its grid has a block for 8 outputs by [`ANY_TOGETHER`] rows.
+pub(super) fn any_shape(product: &params::Linear<'_>) -> Kernel {
+    Kernel::new("linear", 256, product)
 }
 
 impl CudaStep {
@@ -74,7 +57,7 @@ impl CudaStep {
             few.extend(self.product_of_several(op)?);
         }
         for alike in few.chunk_by(|a, b| a.rows == b.rows && a.full == b.full) {
-            alike.chunks(FEW_PRODUCTS).for_each(|some| self.few(some));
+            alike.chunks(PRODUCTS).for_each(|some| self.few(some));
         }
         Ok(())
     }
@@ -139,17 +122,7 @@ impl CudaStep {
         wanted: fn(&BatchMetadata) -> bool,
     ) {
         let outputs = range.rows.len() as u32;
-        let kernel = any_shape(
-            &self.batch,
-            kind(rows),
-            from,
-            range.arguments(),
-            to,
-            full,
-            weight.columns,
-            range.rows,
-            weight.rows,
-        );
+        let kernel = any_shape(&self.linear_params(rows, from, &range, to, full, weight));
         self.launch(kernel, move |metadata| {
             let together = metadata.count(rows).div_ceil(ANY_TOGETHER) as u32;
             let blocks = if wanted(metadata) {
@@ -159,6 +132,31 @@ impl CudaStep {
             };
             [blocks, together, 1]
         });
+    }
+
+    /// The parameters of `output = input weight^T` for some rows of a weight.
+    fn linear_params<'a>(
+        &'a self,
+        rows: Rows,
+        input: &'a Arc<Buffer>,
+        range: &'a Stored,
+        output: &'a Arc<Buffer>,
+        full: bool,
+        weight: Weight,
+    ) -> params::Linear<'a> {
+        params::Linear {
+            batch: &self.batch,
+            rows: kind(rows),
+            input,
+            weight: &range.buffer,
+            format: range.id,
+            output,
+            full,
+            columns: weight.columns,
+            outputs: range.rows.len(),
+            first: range.rows.start,
+            width: weight.rows,
+        }
     }
 
     /// Encodes `output = input weight^T` for some rows of a weight in blocks: rows of longer segments in tiles, all others
@@ -172,28 +170,16 @@ impl CudaStep {
         full: bool,
         weight: Weight,
     ) -> Result<()> {
-        let [matrix, format] = range.arguments();
         let outputs = range.rows.len() as u32;
-        let rest = arguments![
-            from,
-            matrix,
-            format,
-            to,
-            u32::from(full),
-            weight.columns,
-            outputs,
-            range.rows.start,
-            weight.rows
-        ];
+        let params = self.linear_params(rows, from, range, to, full, weight);
+        let many = Kernel::new("linear_many_blocks", 128, &params);
+        let few = Kernel::new("linear_few_blocks", 512, &params);
         if rows == Rows::Tokens {
-            let many = self.kernel("linear_many_blocks", 128, rest.clone());
             self.launch(many.shared(STAGES_BYTES)?, move |metadata| {
                 let tiles = metadata.several_rows.div_ceil(TILE) as u32;
                 [outputs.div_ceil(TILE as u32), tiles, 1]
             });
         }
-        let counted = std::iter::once(Argument::from(kind(rows)));
-        let few = self.kernel("linear_few_blocks", 512, counted.chain(rest));
         self.launch(few, move |metadata| {
             let together = metadata.few(rows).div_ceil(8) as u32;
             [outputs.div_ceil(32), together, 1]
@@ -201,35 +187,30 @@ impl CudaStep {
         Ok(())
     }
 
-    /// Encodes the rows of up to [`FEW_PRODUCTS`] products that are single tokens' or outputs'; all have rows of one kind and
+    /// Encodes the rows of up to [`PRODUCTS`] products that are single tokens' or outputs'; all have rows of one kind and
     /// outputs of one type. The kernels differ in the number of rows for which they read a weight once; results are the same.
     fn few(&mut self, products: &[Dense]) {
         let Some(Dense { rows, full, .. }) = products.first() else {
             return;
         };
         let rows = *rows;
-        let mut list = arguments![kind(rows), u32::from(*full)].to_vec();
-        for product in products {
-            let Dense {
-                from, weight, to, ..
-            } = product;
-            list.extend(arguments![
-                from,
-                weight,
-                to,
-                product.columns,
-                product.outputs
-            ]);
-        }
-        for _ in products.len()..FEW_PRODUCTS {
-            let null = || Argument::Null;
-            list.extend(arguments![null(), null(), null(), 0_u32, 0_u32]);
-        }
+        let batch = Arc::clone(&self.batch);
+        let each: [_; PRODUCTS] = std::array::from_fn(|n| products.get(n));
+        let params = params::LinearFew {
+            batch: &batch,
+            rows: kind(rows),
+            full: *full,
+            input: each.map(|product| product.map(|product| &product.from)),
+            weight: each.map(|product| product.map(|product| &product.weight)),
+            output: each.map(|product| product.map(|product| &product.to)),
+            columns: each.map(|product| product.map_or(0, |product| product.columns)),
+            outputs: each.map(|product| product.map_or(0, |product| product.outputs)),
+        };
         let outputs = products.iter().map(|product| product.outputs);
         let blocks: usize = outputs.map(|count| count.div_ceil(FEW_OUTPUTS)).sum();
         let mut most = 0;
         for (entry, together) in FEW {
-            let kernel = self.kernel(entry, 512, list.clone());
+            let kernel = Kernel::new(entry, 512, &params);
             let fewer = std::mem::replace(&mut most, together);
             self.launch(kernel, move |metadata| {
                 let count = metadata.few(rows);

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use super::machine::{Argument, Buffer, Command, Launch, fitting};
-use super::step::{CudaStep, arguments};
+use super::machine::{Buffer, Command, Launch, fitting};
+use super::params;
+use super::step::{CudaStep, Kernel};
 use crate::backend::gpu::batch_metadata::{MOST_SPLITS, MetadataLayout};
 use crate::backend::gpu::layout::form_word;
 use crate::backend::{Form, GatedNorm, KdaBlock, KdaRecurrence, Linear, Op, Result, StateLayout};
@@ -41,8 +42,6 @@ struct Chunkwise {
     /// Tiles of sixteen columns of a head's state.
     tiles: usize,
     heads: usize,
-    /// Heads, key width, .. as the kernels' arguments.
-    words: [u32; 4],
 }
 
 impl Chunkwise {
@@ -74,7 +73,6 @@ impl Chunkwise {
             image: common + VALUE_TILE * tiles,
             tiles,
             heads: layout.value_heads,
-            words: words(layout),
         }
     }
 
@@ -113,16 +111,6 @@ fn grid([x, y, z]: [usize; 3]) -> Result<[u32; 3]> {
     Ok([blocks(x)?, blocks(y)?, blocks(z)?])
 }
 
-fn words(layout: &StateLayout) -> [u32; 4] {
-    [
-        layout.key_heads,
-        layout.value_heads,
-        layout.key_width,
-        layout.value_width,
-    ]
-    .map(|word| word as u32)
-}
-
 fn too_wide(what: String) -> BackendError {
     BackendError::Unsupported {
         backend: "cuda",
@@ -158,20 +146,39 @@ impl CudaStep {
         if op.form != Form::Step {
             let shape = Chunkwise::new(&layout);
             let workspace = self.images(&shape, layout.value_heads)?;
-            let [a, b, c, d] = shape.words;
-            let inputs = arguments![&qkv, &gates, &beta, &workspace, a, b, c, d, form];
-            self.prepare(shape.prepare[0], &shape, &layout, op.form, inputs)?;
-            self.scan(&shape, op.form, &workspace, &states, &output, None)?;
+            let params = params::KdaPrepare {
+                batch: &self.batch,
+                qkv: &qkv,
+                gates: &gates,
+                beta: &beta,
+                workspace: &workspace,
+                key_heads: layout.key_heads,
+                heads: layout.value_heads,
+                key_width: layout.key_width,
+                value_width: layout.value_width,
+                form,
+            };
+            let kernel = Kernel::new(shape.prepare[0], 128, &params);
+            self.prepare(kernel, &shape, op.form)?;
+            self.scan(&shape, &layout, op.form, &workspace, &states, &output, None)?;
         }
         if op.form != Form::Chunk {
             let every = op.form == Form::Step;
             let heads = layout.value_heads as u32;
-            let [a, b, c, d] = words(&layout);
-            let kernel = self.kernel(
-                "kda_step",
-                256,
-                arguments![&qkv, &gates, &beta, &states, &output, a, b, c, d, form],
-            );
+            let params = params::KdaStep {
+                batch: &self.batch,
+                qkv: &qkv,
+                gates: &gates,
+                beta: &beta,
+                states: &states,
+                output: &output,
+                key_heads: layout.key_heads,
+                heads: layout.value_heads,
+                key_width: layout.key_width,
+                value_width: layout.value_width,
+                form,
+            };
+            let kernel = Kernel::new("kda_step", 256, &params);
             self.launch(kernel, move |image| {
                 let some = every || image.short_segments > 0;
                 [heads, if some { image.segments as u32 } else { 0 }, 1]
@@ -186,18 +193,10 @@ impl CudaStep {
         self.scratch("chunks of a recurrence", bytes)
     }
 
-    fn prepare(
-        &mut self,
-        entry: &'static str,
-        shape: &Chunkwise,
-        layout: &StateLayout,
-        form: Form,
-        inputs: impl IntoIterator<Item = Argument>,
-    ) -> Result<()> {
-        let heads = layout.value_heads as u32;
-        let kernel = self
-            .kernel(entry, 128, inputs)
-            .shared(shape.prepare_shared())?;
+    /// Encodes one of the kernels that write images.
+    fn prepare(&mut self, kernel: Kernel, shape: &Chunkwise, form: Form) -> Result<()> {
+        let heads = shape.heads as u32;
+        let kernel = kernel.shared(shape.prepare_shared())?;
         self.launch(kernel, move |image| {
             let chunks = match form {
                 Form::Chunk => image.chunks,
@@ -212,6 +211,7 @@ impl CudaStep {
     fn scan(
         &mut self,
         shape: &Chunkwise,
+        layout: &StateLayout,
         form: Form,
         workspace: &Arc<Buffer>,
         states: &Arc<Buffer>,
@@ -219,32 +219,23 @@ impl CudaStep {
         fused: Option<(&Arc<Buffer>, &Arc<Buffer>)>,
     ) -> Result<()> {
         let shape = *shape;
-        let [a, b, c, d] = shape.words;
-        let operators = self.splits(&shape, workspace, states)?;
-        let operators = operators.map_or(Argument::Null, |buffer| Argument::from(&buffer));
-        let (input, conv_states) = match fused {
-            Some((input, conv_states)) => (Argument::from(input), Argument::from(conv_states)),
-            None => (Argument::Null, Argument::Null),
+        let operators = self.splits(&shape, layout, workspace, states)?;
+        let (input, conv_states) = fused.unzip();
+        let params = params::KdaScan {
+            batch: &self.batch,
+            workspace,
+            operators: operators.as_ref(),
+            states,
+            output,
+            input,
+            conv_states,
+            key_heads: layout.key_heads,
+            heads: layout.value_heads,
+            key_width: layout.key_width,
+            value_width: layout.value_width,
+            form: form_word(form),
         };
-        let launch = self
-            .kernel(
-                shape.entries[0],
-                32,
-                arguments![
-                    workspace,
-                    operators,
-                    states,
-                    output,
-                    input,
-                    conv_states,
-                    a,
-                    b,
-                    c,
-                    d,
-                    form_word(form)
-                ],
-            )
-            .over([0; 3]);
+        let launch = Kernel::new(shape.entries[0], 32, &params).over([0; 3]);
         self.each(move |image| {
             let scans = match form {
                 Form::Chunk => image.scans,
@@ -260,11 +251,11 @@ impl CudaStep {
     fn splits(
         &mut self,
         shape: &Chunkwise,
+        layout: &StateLayout,
         workspace: &Arc<Buffer>,
         states: &Arc<Buffer>,
     ) -> Result<Option<Arc<Buffer>>> {
         let shape = *shape;
-        let [_, b, c, d] = shape.words;
         self.splits = self.splits.min(shape.splits());
         let most = MetadataLayout::splits(&self.capacity, self.splits);
         if most == 0 {
@@ -273,26 +264,28 @@ impl CudaStep {
         let columns = 16 * shape.tiles + shape.padded;
         let bytes = 4 * most * shape.heads * columns * shape.padded;
         let operators = self.scratch("splits of a recurrence", bytes)?;
-        let launch = self
-            .kernel(
-                shape.entries[1],
-                32,
-                arguments![workspace, &operators, b, c, d],
-            )
-            .over([0; 3]);
+        let params = params::KdaSplits {
+            batch: &self.batch,
+            workspace,
+            operators: &operators,
+            states,
+            heads: layout.value_heads,
+            key_width: layout.key_width,
+            value_width: layout.value_width,
+        };
+        let launch = Kernel::new(shape.entries[1], 32, &params).over([0; 3]);
+        let seeds = Kernel::new(shape.entries[2], 128, &params).over([0; 3]);
         self.each(move |image| {
             let tiles = shape.tiles + shape.padded / 16;
             let launch = || shape.over(&launch, tiles, tiles.min(MOST_TILES), image.splits);
             (image.splits > 0).then(launch).into_iter().collect()
         });
-        let arguments = arguments![&operators, states, b, c, d];
-        let launch = self.kernel(shape.entries[2], 128, arguments).over([0; 3]);
         self.each(move |image| {
             let launch = || {
                 let grid = grid([shape.tiles.div_ceil(4), shape.heads, image.cuts])?;
                 Ok(Command::Launch(Launch {
                     grid,
-                    ..launch.clone()
+                    ..seeds.clone()
                 }))
             };
             (image.cuts > 0).then(launch).into_iter().collect()
@@ -351,69 +344,126 @@ impl CudaStep {
         let (input, heads) = (self.tensor(block.qkv)?, self.tensor(block.heads)?);
         let (decay, write) = (self.tensor(block.decay)?, self.tensor(block.write)?);
         let (gate, normed) = (self.tensor(block.gate)?, self.tensor(block.normed)?);
-        let [conv, conv_format] = self.stored(block.conv)?;
-        let [a_log, a_log_format] = self.stored(block.a_log)?;
-        let [dt_bias, dt_bias_format] = self.stored(block.dt_bias)?;
-        let [weight, format] = self.stored(norm.weight)?;
+        let (weight, format) = self.stored(block.conv)?;
+        let (a_log, a_log_format) = self.stored(block.a_log)?;
+        let (dt_bias, dt_bias_format) = self.stored(block.dt_bias)?;
+        let (norm_weight, norm_format) = self.stored(norm.weight)?;
         let (states, conv_states) = {
             let memory = self.shared.memory();
             memory.states(&block.pool, block.layer)?.clone()
         };
-        let form = form_word(Form::Auto);
-        let shape = Chunkwise::new(&layout);
-        let workspace = self.images(&shape, layout.value_heads)?;
-        let [a, b, c, d] = shape.words;
-        let inputs = arguments![
-            &input,
-            conv,
-            conv_format,
-            &conv_states,
-            &decay,
-            &write,
-            a_log,
+        let batch = Arc::clone(&self.batch);
+        let params = params::KdaDecode {
+            batch: &batch,
+            input: &input,
+            weight: &weight,
+            format,
+            conv_states: &conv_states,
+            decay: Some(&decay),
+            decay_rank: None,
+            decay_up: None,
+            write: &write,
+            a_log: &a_log,
             a_log_format,
-            dt_bias,
+            dt_bias: &dt_bias,
             dt_bias_format,
-            &workspace,
-            a,
-            b,
-            c,
-            d,
-            form
-        ];
-        self.prepare(shape.prepare[1], &shape, &layout, Form::Auto, inputs)?;
-        let fused = Some((&input, &conv_states));
-        self.scan(&shape, Form::Auto, &workspace, &states, &heads, fused)?;
+            gate: Some(&gate),
+            gate_rank: None,
+            gate_up: None,
+            rank: 0,
+            norm: &norm_weight,
+            norm_format,
+            eps: norm.eps,
+            states: &states,
+            output: &normed,
+            heads: layout.value_heads,
+            key_width: layout.key_width,
+            value_width: layout.value_width,
+        };
+        self.fused_chunks(&layout, &params, &decay, &heads)?;
         self.several_gated_norm(norm)?;
         // Rows of single tokens, which the norm above left undefined.
-        let rates = arguments![&write, a_log, a_log_format, dt_bias, dt_bias_format];
-        let conv = arguments![&input, conv, conv_format, &conv_states];
-        let rest = arguments![weight, format, norm.eps, &states, &normed, b, c, d];
-        let kernel = if let Some([decay_up, gate_up]) = projected {
-            let ranks = [block.decay_rank, block.gate_rank].map(|rank| self.tensor(rank));
-            let [decay_rank, gate_rank] = ranks;
-            let decay = arguments![&decay_rank?, &decay_up];
-            let gate = arguments![&gate_rank?, &gate_up, block.gate_rank.width];
-            let arguments = conv.into_iter().chain(decay).chain(rates);
-            self.kernel(
-                "kda_decode_projected",
-                256,
-                arguments.chain(gate).chain(rest),
-            )
-            .shared(2 * 2 * WIDEST * (MOST_RANK + 8))?
-        } else {
-            let arguments = conv.into_iter().chain(arguments![&decay]).chain(rates);
-            let arguments = arguments.chain(arguments![&gate]).chain(rest);
-            self.kernel("kda_decode", 256, arguments)
-        };
+        let kernel = self.decode(block, params, projected)?;
+        let heads = layout.value_heads as u32;
         self.launch(kernel, move |image| {
             let segments = if image.short_segments > 0 {
                 image.segments
             } else {
                 0
             };
-            [b, segments as u32, 1]
+            [heads, segments as u32, 1]
         });
         Ok(())
+    }
+
+    /// The chunkwise form of a layer whose decode has these parameters, before its norm.
+    fn fused_chunks(
+        &mut self,
+        layout: &StateLayout,
+        of: &params::KdaDecode<'_>,
+        decay: &Arc<Buffer>,
+        output: &Arc<Buffer>,
+    ) -> Result<()> {
+        let shape = Chunkwise::new(layout);
+        let workspace = self.images(&shape, layout.value_heads)?;
+        let params = params::KdaPrepareFused {
+            batch: of.batch,
+            input: of.input,
+            weight: of.weight,
+            format: of.format,
+            conv_states: of.conv_states,
+            decay,
+            write: of.write,
+            a_log: of.a_log,
+            a_log_format: of.a_log_format,
+            dt_bias: of.dt_bias,
+            dt_bias_format: of.dt_bias_format,
+            workspace: &workspace,
+            key_heads: layout.key_heads,
+            heads: layout.value_heads,
+            key_width: layout.key_width,
+            value_width: layout.value_width,
+            form: form_word(Form::Auto),
+        };
+        let kernel = Kernel::new(shape.prepare[1], 128, &params);
+        self.prepare(kernel, &shape, Form::Auto)?;
+        let fused = Some((of.input, of.conv_states));
+        self.scan(
+            &shape,
+            layout,
+            Form::Auto,
+            &workspace,
+            of.states,
+            output,
+            fused,
+        )
+    }
+
+    /// The kernel of a decode; with `projected` it computes decay and output gate from their ranks.
+    fn decode(
+        &self,
+        block: &KdaBlock,
+        params: params::KdaDecode<'_>,
+        projected: Option<[Arc<Buffer>; 2]>,
+    ) -> Result<Kernel> {
+        let Some([decay_up, gate_up]) = projected else {
+            return Ok(Kernel::new("kda_decode", 256, &params));
+        };
+        let (decay_rank, gate_rank) = (
+            self.tensor(block.decay_rank)?,
+            self.tensor(block.gate_rank)?,
+        );
+        let params = params::KdaDecode {
+            decay: None,
+            decay_rank: Some(&decay_rank),
+            decay_up: Some(&decay_up),
+            gate: None,
+            gate_rank: Some(&gate_rank),
+            gate_up: Some(&gate_up),
+            rank: block.gate_rank.width,
+            ..params
+        };
+        let kernel = Kernel::new("kda_decode_projected", 256, &params);
+        kernel.shared(2 * 2 * WIDEST * (MOST_RANK + 8))
     }
 }

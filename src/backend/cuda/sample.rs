@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::machine::Buffer;
-use super::step::{CudaStep, arguments};
+use super::params;
+use super::step::{CudaStep, Kernel};
 use crate::backend::gpu::answers::{Answer, DRAWN_WORDS};
 use crate::backend::gpu::draw_metadata::{CELLS, LEVELS, Slices};
 use crate::backend::{Result, Sample};
@@ -26,55 +27,47 @@ impl CudaStep {
         let bytes = 4 * (draws * DRAWN_WORDS) as u64;
         let drawn = Arc::new(Buffer::new(&self.shared.machine, "drawn tokens", bytes)?);
         let slices = count as u32;
-        let kernel = self.kernel(
-            "sample_change",
-            THREADS,
-            arguments![&logits, &changed, vocabulary, length],
-        );
-        self.launch(kernel, move |metadata| metadata.draws.changing(slices));
-        let kernel = self.kernel(
-            "sample_best",
-            THREADS,
-            arguments![&logits, &changed, &best, &cells, vocabulary, length],
-        );
-        self.launch(kernel, move |metadata| {
+        let batch = Arc::clone(&self.batch);
+        let params = params::Sample {
+            batch: &batch,
+            logits: &logits,
+            changed: &changed,
+            best: &best,
+            cells: &cells,
+            sums: &sums,
+            drawn: &drawn,
+            vocabulary,
+            slice: length,
+            slices: count,
+            by_weight: false,
+            level: 0,
+        };
+        let kernel = |entry| Kernel::new(entry, THREADS, &params);
+        self.launch(kernel("sample_change"), move |metadata| {
+            metadata.draws.changing(slices)
+        });
+        self.launch(kernel("sample_best"), move |metadata| {
             [slices, metadata.draws.all as u32, 1]
         });
         for by_weight in [false, true] {
             for level in 0..LEVELS {
-                let kernel = self.kernel(
-                    "sample_narrow",
-                    THREADS,
-                    arguments![
-                        &logits,
-                        &changed,
-                        &best,
-                        &cells,
-                        vocabulary,
-                        length,
-                        u32::from(by_weight),
-                        level
-                    ],
-                );
+                let params = params::Sample {
+                    by_weight,
+                    level,
+                    ..params
+                };
+                let kernel = Kernel::new("sample_narrow", THREADS, &params);
                 self.launch(kernel, move |metadata| {
                     metadata.draws.narrowing(slices, by_weight)
                 });
             }
         }
-        let kernel = self.kernel(
-            "sample_sum",
-            THREADS,
-            arguments![&logits, &changed, &best, &cells, &sums, vocabulary, length],
-        );
-        self.launch(kernel, move |metadata| metadata.draws.summing(slices));
-        let kernel = self.kernel(
-            "sample_draw",
-            THREADS,
-            arguments![
-                &logits, &changed, &best, &cells, &sums, &drawn, vocabulary, length, slices
-            ],
-        );
-        self.launch(kernel, |metadata| [metadata.draws.all as u32, 1, 1]);
+        self.launch(kernel("sample_sum"), move |metadata| {
+            metadata.draws.summing(slices)
+        });
+        self.launch(kernel("sample_draw"), |metadata| {
+            [metadata.draws.all as u32, 1, 1]
+        });
         if let Some(kept) = op.drawn {
             let (to, most) = (self.tensor(kept)?, kept.capacity);
             self.copy(&drawn, &to, move |metadata| {

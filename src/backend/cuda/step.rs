@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Shared;
-use super::machine::{
-    Argument, Buffer, Command, Launch, NO_STEP, Place, Product, Work, blocks, fitting,
-};
+use super::machine::{Buffer, Command, Launch, NO_STEP, Place, Product, Work, blocks, fitting};
 use super::memory;
+use super::params::{Arguments, Params};
 use crate::backend::check::Demands;
 use crate::backend::gpu::answers::{Answer, Asked, Submission};
 use crate::backend::gpu::batch_metadata::{BatchMetadata, MOST_SPLITS, MetadataLayout};
@@ -48,26 +47,22 @@ impl Size {
     }
 }
 
-/// A kernel, its block size and its arguments.
+/// A kernel, its block size and its parameters.
 pub(super) struct Kernel {
     pub(super) entry: &'static str,
     pub(super) threads: u32,
     /// Bytes of dynamic shared memory.
     pub(super) shared: u32,
-    pub(super) arguments: Vec<Argument>,
+    arguments: Arguments,
 }
 
 impl Kernel {
-    pub(super) fn new(
-        entry: &'static str,
-        threads: u32,
-        arguments: impl IntoIterator<Item = Argument>,
-    ) -> Self {
+    pub(super) fn new<P: Params>(entry: &'static str, threads: u32, params: &P) -> Self {
         Self {
             entry,
             threads,
             shared: 0,
-            arguments: arguments.into_iter().collect(),
+            arguments: Arguments::new(params),
         }
     }
 
@@ -78,7 +73,7 @@ impl Kernel {
             grid,
             threads: self.threads,
             shared: self.shared,
-            arguments: self.arguments.into(),
+            arguments: self.arguments,
         }
     }
 
@@ -91,12 +86,6 @@ impl Kernel {
         Ok(Self { shared, ..self })
     }
 }
-
-/// Arguments of a kernel, each of a type that converts to an [`Argument`].
-macro_rules! arguments {
-    ($($argument:expr),* $(,)?) => { [$($crate::backend::cuda::machine::AsArgument::argument(&$argument)),*] };
-}
-pub(super) use arguments;
 
 enum Encoded {
     Launch(Launch, Size),
@@ -173,17 +162,6 @@ impl CudaStep {
         self.names.push(name);
     }
 
-    /// A kernel whose arguments are the batch and then `arguments`.
-    pub(super) fn kernel(
-        &self,
-        entry: &'static str,
-        threads: u32,
-        arguments: impl IntoIterator<Item = Argument>,
-    ) -> Kernel {
-        let batch = Argument::from(&self.batch);
-        Kernel::new(entry, threads, std::iter::once(batch).chain(arguments))
-    }
-
     /// Encodes a launch whose blocks process `each` of the elements of all rows of this kind, `width` per row.
     pub(super) fn launch_each(&mut self, kernel: Kernel, rows: Rows, width: usize, each: u64) {
         self.launch_elements(kernel, each, move |metadata| metadata.count(rows) * width);
@@ -241,8 +219,8 @@ impl CudaStep {
         self.shared.memory().tensor(tensor).cloned()
     }
 
-    /// A weight as it is stored: address and format.
-    pub(super) fn stored(&self, weight: Weight) -> Result<[Argument; 2]> {
+    /// A weight as it is stored: its buffer and the id of its format.
+    pub(super) fn stored(&self, weight: Weight) -> Result<(Arc<Buffer>, u32)> {
         self.shared.memory().weight(weight)?.stored()
     }
 

@@ -2,7 +2,8 @@
 
 use super::attention::{of_latents, with_room};
 use super::machine::blocks;
-use super::step::{CudaStep, arguments};
+use super::params;
+use super::step::{CudaStep, Kernel};
 use crate::backend::gpu::batch_metadata::BatchMetadata;
 use crate::backend::trace::{TraceAttention, TraceGate, TraceKda, TraceRoute, TraceState};
 use crate::backend::{Result, Rows};
@@ -18,23 +19,21 @@ impl CudaStep {
         let (beta, output) = (self.tensor(op.beta)?, self.tensor(op.output)?);
         let states = self.shared.memory().states(&op.pool, op.layer)?.0.clone();
         let (heads, key_width) = (layout.value_heads, layout.key_width);
-        let kernel = self.kernel(
-            "trace_kda",
-            128,
-            arguments![
-                &qkv,
-                &gates,
-                &beta,
-                &states,
-                &output,
-                layout.key_heads,
-                heads,
-                key_width,
-                layout.value_width,
-                op.layer,
-                layout.layers
-            ],
-        );
+        let params = params::TraceKda {
+            batch: &self.batch,
+            qkv: &qkv,
+            gates: &gates,
+            beta: &beta,
+            states: &states,
+            output: &output,
+            key_heads: layout.key_heads,
+            heads,
+            key_width,
+            value_width: layout.value_width,
+            layer: op.layer,
+            layers: layout.layers,
+        };
+        let kernel = Kernel::new("trace_kda", 128, &params);
         self.launch(kernel.shared(8 * key_width)?, move |metadata| {
             [metadata.tokens as u32, heads as u32, 1]
         });
@@ -45,12 +44,16 @@ impl CudaStep {
         self.name("trace_gate");
         let (gate, output) = (self.tensor(op.gate)?, self.tensor(op.output)?);
         let heads = op.layout.value_heads;
-        let (width, layers) = (op.layout.value_width, op.layout.layers);
-        let kernel = self.kernel(
-            "trace_gate",
-            256,
-            arguments![&gate, &output, heads, width, op.layer, layers],
-        );
+        let params = params::TraceGate {
+            batch: &self.batch,
+            gate: &gate,
+            output: &output,
+            heads,
+            width: op.layout.value_width,
+            layer: op.layer,
+            layers: op.layout.layers,
+        };
+        let kernel = Kernel::new("trace_gate", 256, &params);
         self.launch_each(kernel, Rows::Tokens, heads, 8);
         Ok(())
     }
@@ -59,12 +62,16 @@ impl CudaStep {
         self.name("trace_route");
         let (experts, weights) = (self.tensor(op.experts)?, self.tensor(op.weights)?);
         let output = self.tensor(op.output)?;
-        let (top, layer) = (op.experts.width, op.layer);
-        let kernel = self.kernel(
-            "trace_route",
-            32,
-            arguments![&experts, &weights, &output, top, layer, op.layers],
-        );
+        let params = params::TraceRoute {
+            batch: &self.batch,
+            experts: &experts,
+            weights: &weights,
+            output: &output,
+            top: op.experts.width,
+            layer: op.layer,
+            layers: op.layers,
+        };
+        let kernel = Kernel::new("trace_route", 32, &params);
         self.launch(kernel, |metadata| [metadata.tokens as u32, 1, 1]);
         Ok(())
     }
@@ -73,12 +80,16 @@ impl CudaStep {
         self.name("trace_state");
         let output = self.tensor(op.output)?;
         let states = self.shared.memory().states(&op.pool, op.layer)?.0.clone();
-        let (heads, size) = (op.pool.layout.value_heads, op.output.width);
-        let kernel = self.kernel(
-            "trace_state",
-            256,
-            arguments![&states, &output, heads, op.head, size],
-        );
+        let size = op.output.width;
+        let params = params::TraceState {
+            batch: &self.batch,
+            states: &states,
+            output: &output,
+            heads: op.pool.layout.value_heads,
+            head: op.head,
+            size,
+        };
+        let kernel = Kernel::new("trace_state", 256, &params);
         let groups = blocks(size as u64, 256)?;
         self.launch(kernel, move |metadata| [groups, metadata.tokens as u32, 1]);
         Ok(())
@@ -87,7 +98,7 @@ impl CudaStep {
     pub(super) fn encode_trace_attention(&mut self, op: TraceAttention) -> Result<()> {
         self.name("trace_attention");
         let layout = op.pool.layout;
-        let [kv_b, format] = self.stored(op.kv_b)?;
+        let (kv_b, format) = self.stored(op.kv_b)?;
         let (query, output) = (self.tensor(op.query)?, self.tensor(op.output)?);
         let latents = self.shared.memory().latents(&op.pool, op.layer)?.clone();
         let bytes = 4 * self.capacity.tokens * layout.latent;
@@ -99,39 +110,37 @@ impl CudaStep {
             let reached = with_room(metadata.reached.div_ceil(SPAN)).min(most);
             [reached as u32, metadata.tokens as u32, 1]
         };
-        let heads = op.query.width / (op.nope + layout.rope).max(1);
-        let (head, nope, rope, value) = (op.head, op.nope, layout.rope, op.value);
-        let (latent, tokens) = (layout.latent, layout.block_tokens);
-        let kernel = self.kernel(
-            "trace_attention_absorb",
-            128,
-            arguments![
-                &query, kv_b, format, &absorbed, heads, head, nope, rope, value, latent
+        let params = params::TraceAttention {
+            batch: &self.batch,
+            query: &query,
+            kv_b: &kv_b,
+            format,
+            absorbed: &absorbed,
+            latents: &latents,
+            output: &output,
+            spans: &spans,
+            heads: op.query.width / (op.nope + layout.rope).max(1),
+            head: op.head,
+            nope: op.nope,
+            rope: layout.rope,
+            value: op.value,
+            latent: layout.latent,
+            block_tokens: layout.block_tokens,
+            positions,
+        };
+        let score = of_latents(
+            layout.dtype,
+            [
+                "trace_attention_score",
+                "trace_attention_score_f16",
+                "trace_attention_score_f32",
             ],
         );
-        self.launch(kernel, |metadata| [metadata.tokens as u32, 1, 1]);
-        let kernel = self.kernel(
-            of_latents(
-                layout.dtype,
-                [
-                    "trace_attention_score",
-                    "trace_attention_score_f16",
-                    "trace_attention_score_f32",
-                ],
-            ),
-            128,
-            arguments![
-                &query, &absorbed, &latents, &output, &spans, heads, head, nope, rope, latent,
-                tokens, positions
-            ],
-        );
-        self.launch(kernel, each_span);
-        let kernel = self.kernel(
-            "trace_attention_weigh",
-            128,
-            arguments![&output, &spans, positions],
-        );
-        self.launch(kernel, each_span);
+        let [absorb, score, weigh] = ["trace_attention_absorb", score, "trace_attention_weigh"]
+            .map(|entry| Kernel::new(entry, 128, &params));
+        self.launch(absorb, |metadata| [metadata.tokens as u32, 1, 1]);
+        self.launch(score, each_span);
+        self.launch(weigh, each_span);
         Ok(())
     }
 }

@@ -9,7 +9,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::machine::{Argument, Buffer, Command, Launch, Machine, NO_STEP, Work, blocks};
+use super::machine::{Buffer, Command, Machine, NO_STEP, Work, blocks};
+use super::params::Convert;
+use super::step::Kernel;
 use crate::backend::gpu::{format_word, memory};
 use crate::backend::weight::StoredRows;
 use crate::backend::{RandomWeight, Result, WeightSource};
@@ -35,11 +37,6 @@ impl Stored {
     /// Whether it is in blocks.
     pub(super) fn in_blocks(&self) -> bool {
         matches!(self.format, Format::Block(_))
-    }
-
-    /// Its address and the id of its format.
-    pub(super) fn arguments(&self) -> [Argument; 2] {
-        [(&self.buffer).into(), self.id.into()]
     }
 }
 
@@ -114,13 +111,13 @@ impl DeviceWeight {
         &self.ranges
     }
 
-    /// The weight as it is stored, if it has a single format: its address and the id of the format.
+    /// The weight as it is stored, if it has a single format: its buffer and the id of the format.
     ///
     /// # Errors
     /// A weight in several formats, for an operation that requires a single one.
-    pub(super) fn stored(&self) -> Result<[Argument; 2]> {
+    pub(super) fn stored(&self) -> Result<(Arc<Buffer>, u32)> {
         match &self.ranges[..] {
-            [range] => Ok(range.arguments()),
+            [range] => Ok((Arc::clone(&range.buffer), range.id)),
             _ => Err(BackendError::Unsupported {
                 backend: "cuda",
                 what: "a weight in several formats in an operation that is not a product"
@@ -152,20 +149,16 @@ impl DeviceWeight {
             .map(|range| {
                 let elements = |rows: usize| (rows * self.columns) as u64;
                 let count = elements(range.rows.len());
-                let arguments = [
-                    (&range.buffer).into(),
-                    range.id.into(),
-                    (&buffer).into(),
-                    Argument::Long(elements(range.rows.start)),
-                    Argument::Long(count),
-                ];
-                Ok(Command::Launch(Launch {
-                    kernel: "convert",
-                    grid: [blocks(count, 256)?.max(1), 1, 1],
-                    threads: 256,
-                    shared: 0,
-                    arguments: arguments.into(),
-                }))
+                let params = Convert {
+                    weight: &range.buffer,
+                    format: range.id,
+                    output: &buffer,
+                    first: elements(range.rows.start),
+                    count,
+                };
+                let grid = [blocks(count, 256)?.max(1), 1, 1];
+                let kernel = Kernel::new("convert", 256, &params);
+                Ok(Command::Launch(kernel.over(grid)))
             })
             .collect::<Result<_>>()?;
         let ticket = machine.submit(&Work {

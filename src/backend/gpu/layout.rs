@@ -205,10 +205,23 @@ pub(in crate::backend) fn form_word(form: Form) -> u32 {
     found.unwrap_or_default() as u32
 }
 
+/// Checks that a file has this text, which was generated from `source`; `KIMI_BLESS=1` writes it.
+#[cfg(test)]
+pub(in crate::backend) fn hold(file: &str, text: &str, source: &str) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    if std::env::var_os("KIMI_BLESS").is_some() {
+        std::fs::write(&path, text).unwrap();
+    }
+    let found = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(
+        found, text,
+        "{file} differs from {source}; KIMI_BLESS=1 writes it again"
+    );
+}
+
 #[cfg(test)]
 mod tests {
     use std::fmt::Write as _;
-    use std::path::Path;
 
     use super::*;
     use crate::checkpoint::FORMATS;
@@ -278,26 +291,19 @@ mod tests {
         text
     }
 
-    fn hold(file: &str, text: &str) {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
-        if std::env::var_os("KIMI_BLESS").is_some() {
-            std::fs::write(&path, text).unwrap();
-        }
-        let found = std::fs::read_to_string(&path).unwrap_or_default();
-        assert_eq!(
-            found, text,
-            "{file} differs from layout.rs; KIMI_BLESS=1 writes it again"
-        );
-    }
-
     #[test]
     fn shaders_and_kernels_have_the_layout_of_this_file() {
-        let from = "// Generated from `src/backend/gpu/layout.rs`.\n\n";
+        let source = "src/backend/gpu/layout.rs";
+        let from = format!("// Generated from `{source}`.\n\n");
         let wgsl = text(|name, value| format!("const {name}: u32 = {value}u;"));
-        hold("shaders/shared/layout.wgsl", &format!("{from}{wgsl}"));
+        hold(
+            "shaders/shared/layout.wgsl",
+            &format!("{from}{wgsl}"),
+            source,
+        );
         let cuda = text(|name, value| format!("    {name} = {value}u,"));
         let cuda = format!("{from}#pragma once\n\nenum : u32 {{\n{cuda}}};\n");
-        hold("kernels/shared/layout.h", &cuda);
+        hold("kernels/shared/layout.h", &cuda, source);
     }
 
     #[test]

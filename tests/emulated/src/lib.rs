@@ -16,8 +16,7 @@ type Launch = unsafe extern "C" fn(
     *const u32,
     u32,
     u32,
-    *mut *mut c_void,
-    *const u64,
+    *const c_void,
     u64,
     u64,
     *mut c_char,
@@ -34,9 +33,8 @@ unsafe extern "C" {
         grid: *const u32,
         threads: u32,
         shared_bytes: u32,
-        arguments: *mut *mut c_void,
-        sizes: *const u64,
-        count: u64,
+        parameters: *const c_void,
+        bytes: u64,
         order: u64,
         message: *mut c_char,
         message_bytes: u64,
@@ -127,43 +125,24 @@ pub enum Order {
     Seeded(u32),
 }
 
-/// Runs a kernel to its end.
+/// Runs a kernel to its end. `parameters` is its struct: one of `repr(C)` with the same fields, or the words of one.
 ///
 /// # Errors
-/// Errors that the machine finds: no such kernel, arguments of other sizes, threads that wait forever, an access outside.
+/// Errors that the machine finds: no such kernel, parameters of another size, threads that wait forever, an access outside.
 ///
 /// # Safety
-/// Addresses among `arguments` must belong to living [`Allocation`]s, which nothing else uses during the call. Accesses
-/// outside of them are found only if they reach a guard page.
-pub unsafe fn launch(
+/// `parameters` is aligned to 8 bytes, and its fields are those of the kernel's struct. Addresses among them must belong to
+/// living [`Allocation`]s, which nothing else uses during the call. Accesses outside of them are found only if they reach a
+/// guard page.
+pub unsafe fn launch<P: ?Sized>(
     kernel: &str,
     grid: [u32; 3],
     threads: u32,
     shared_bytes: u32,
-    arguments: &[&[u8]],
+    parameters: &P,
     order: Order,
 ) -> Result<(), String> {
     let name = CString::new(kernel).map_err(|error| error.to_string())?;
-    // Copies, aligned for any scalar.
-    let mut copies: Vec<[u64; 8]> = Vec::with_capacity(arguments.len());
-    for argument in arguments {
-        let mut copy = [0_u64; 8];
-        if argument.len() > size_of_val(&copy) {
-            return Err(format!("{kernel}: an argument of {} bytes", argument.len()));
-        }
-        for (i, byte) in argument.iter().enumerate() {
-            copy[i / 8] |= u64::from(*byte) << (8 * (i % 8));
-        }
-        copies.push(copy.map(u64::to_le));
-    }
-    let mut pointers: Vec<*mut c_void> = copies
-        .iter_mut()
-        .map(|copy| copy.as_mut_ptr().cast())
-        .collect();
-    let sizes: Vec<u64> = arguments
-        .iter()
-        .map(|argument| argument.len() as u64)
-        .collect();
     let order = match order {
         Order::Forward => 0,
         Order::Reverse => 1,
@@ -171,16 +150,16 @@ pub unsafe fn launch(
     };
     let mut message = [0_u8; 512];
     let run = machine()?;
-    // SAFETY: pointers, sizes and the message buffer live through the call; the caller guarantees the addresses.
+    // SAFETY: the parameters and the message buffer live through the call, which reads the struct of this size; the caller
+    // guarantees its fields and the addresses.
     let failed = unsafe {
         run(
             name.as_ptr(),
             grid.as_ptr(),
             threads,
             shared_bytes,
-            pointers.as_mut_ptr(),
-            sizes.as_ptr(),
-            sizes.len() as u64,
+            std::ptr::from_ref(parameters).cast(),
+            size_of_val(parameters) as u64,
             order,
             message.as_mut_ptr().cast(),
             message.len() as u64,

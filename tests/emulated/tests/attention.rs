@@ -23,6 +23,48 @@ const IMAGE: u32 = 2 * RUN * (64 + 64) + 16;
 const POSITION: u32 = 100;
 const LENGTH: u32 = 90;
 
+/// As `MlaPrefillParams` in `kernels/shared/params_mla.h`.
+#[repr(C)]
+struct Prefill {
+    batch: u64,
+    window: u32,
+    query: u64,
+    latents: u64,
+    gathered: u64,
+    expanded: u64,
+    images: u64,
+    output: u64,
+    marks: u64,
+    partial: u64,
+    heads: u32,
+    latent: u32,
+    nope: u32,
+    rope: u32,
+    value: u32,
+    block_tokens: u32,
+}
+
+/// As `MlaDecodeParams` there.
+#[repr(C)]
+struct Decode {
+    batch: u64,
+    single: u32,
+    rows: u32,
+    query: u64,
+    kv_b: u64,
+    format: u32,
+    absorbed: u64,
+    latents: u64,
+    parts: u64,
+    output: u64,
+    heads: u32,
+    latent: u32,
+    nope: u32,
+    rope: u32,
+    value: u32,
+    block_tokens: u32,
+}
+
 fn memory(bytes: usize) -> Allocation {
     Allocation::new(bytes).unwrap()
 }
@@ -93,40 +135,34 @@ fn attend(window: u32, order: Order) -> Vec<f32> {
     let marks = memory((8 * LENGTH * HEADS) as usize);
     let partial = memory((4 * LENGTH * HEADS * VALUE) as usize);
     for (number, first) in (0..end).step_by(window as usize).enumerate() {
-        let number = (number as u32).to_le_bytes();
         let positions = window.min(end - first);
         let rows =
             floats(&expanded[(first * width) as usize..((first + positions) * width) as usize]);
-        let address = |memory: &Allocation| memory.address().to_le_bytes();
-        let words = [HEADS, LATENT, NOPE, ROPE, VALUE, BLOCK_TOKENS].map(u32::to_le_bytes);
-        let [heads, latent, nope, rope, value, tokens] = &words;
-        let pointers = [
-            &batch, &rows, &latents, &images, &query, &output, &marks, &partial,
-        ]
-        .map(address);
-        let [batch, rows, latents, images, query, output, marks, partial] = &pointers;
-        let arguments: [&[u8]; 11] = [
-            batch, &number, rows, latents, images, heads, latent, nope, rope, value, tokens,
-        ];
-        let grid = [positions.div_ceil(RUN), HEADS, 1];
-        // SAFETY: the addresses are those of living allocations.
-        unsafe { launch("mla_images_64", grid, 128, 0, &arguments, order) }.unwrap();
-        let arguments: [&[u8]; 11] = [
-            batch, &number, query, images, output, marks, partial, heads, nope, rope, value,
-        ];
-        let grid = [LENGTH.div_ceil(256), HEADS, 1];
-        // SAFETY: the addresses are those of living allocations.
-        unsafe {
-            launch(
-                "mla_prefill_64",
-                grid,
-                256,
-                2 * IMAGE + 512 * 64,
-                &arguments,
-                order,
-            )
-        }
-        .unwrap();
+        let parameters = Prefill {
+            batch: batch.address(),
+            window: number as u32,
+            query: query.address(),
+            latents: latents.address(),
+            gathered: 0,
+            expanded: rows.address(),
+            images: images.address(),
+            output: output.address(),
+            marks: marks.address(),
+            partial: partial.address(),
+            heads: HEADS,
+            latent: LATENT,
+            nope: NOPE,
+            rope: ROPE,
+            value: VALUE,
+            block_tokens: BLOCK_TOKENS,
+        };
+        let run = |kernel, grid, threads, shared| {
+            // SAFETY: the fields are the kernel's, and the addresses are those of living allocations.
+            unsafe { launch(kernel, grid, threads, shared, &parameters, order) }.unwrap();
+        };
+        run("mla_images_64", [positions.div_ceil(RUN), HEADS, 1], 128, 0);
+        let (grid, shared) = ([LENGTH.div_ceil(256), HEADS, 1], 2 * IMAGE + 512 * 64);
+        run("mla_prefill_64", grid, 256, shared);
     }
     widened(&output)
 }
@@ -184,43 +220,32 @@ fn decode(span: u32, order: Order) -> Vec<f32> {
     let absorbed = memory((4 * MANY * LATENT) as usize);
     let parts = memory((4 * spans * MANY * (LATENT.next_multiple_of(4) + 4)) as usize);
     let output = memory((2 * MANY * VALUE) as usize);
-    let address = |memory: &Allocation| memory.address().to_le_bytes();
-    let pointers = [&batch, &query, &kv_b, &absorbed, &latents, &parts, &output].map(address);
-    let [batch, query, kv_b, absorbed, latents, parts, to] = &pointers;
-    let numbers =
-        [1, FORMAT_F32, MANY, LATENT, NOPE, ROPE, VALUE, BLOCK_TOKENS].map(u32::to_le_bytes);
-    let [one, full, heads, latent, nope, rope, value, tokens] = &numbers;
-    let run = |kernel, grid, threads, shared, arguments: &[&[u8]]| {
-        // SAFETY: the addresses are those of living allocations.
-        unsafe { launch(kernel, grid, threads, shared, arguments, order) }.unwrap();
+    let parameters = Decode {
+        batch: batch.address(),
+        single: 1,
+        rows: 1,
+        query: query.address(),
+        kv_b: kv_b.address(),
+        format: FORMAT_F32,
+        absorbed: absorbed.address(),
+        latents: latents.address(),
+        parts: parts.address(),
+        output: output.address(),
+        heads: MANY,
+        latent: LATENT,
+        nope: NOPE,
+        rope: ROPE,
+        value: VALUE,
+        block_tokens: BLOCK_TOKENS,
     };
-    run(
-        "mla_absorb",
-        [1, MANY, 1],
-        256,
-        0,
-        &[
-            batch, one, one, query, kv_b, full, absorbed, heads, latent, nope, rope, value,
-        ],
-    );
-    run(
-        "mla_attend",
-        [spans, MANY.div_ceil(32), 1],
-        256,
-        25216 + 5120 * (LATENT.div_ceil(16) + ROPE.div_ceil(16)),
-        &[
-            batch, one, query, absorbed, latents, parts, heads, latent, nope, rope, value, tokens,
-        ],
-    );
-    run(
-        "mla_merge",
-        [MANY, 1, 1],
-        512,
-        0,
-        &[
-            batch, one, one, parts, kv_b, full, to, heads, latent, nope, value,
-        ],
-    );
+    let run = |kernel, grid, threads, shared| {
+        // SAFETY: the fields are the kernel's, and the addresses are those of living allocations.
+        unsafe { launch(kernel, grid, threads, shared, &parameters, order) }.unwrap();
+    };
+    run("mla_absorb", [1, MANY, 1], 256, 0);
+    let shared = 25216 + 5120 * (LATENT.div_ceil(16) + ROPE.div_ceil(16));
+    run("mla_attend", [spans, MANY.div_ceil(32), 1], 256, shared);
+    run("mla_merge", [MANY, 1, 1], 512, 0);
     widened(&output)
 }
 

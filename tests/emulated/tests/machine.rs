@@ -45,6 +45,7 @@ fn read_halves(memory: &Allocation) -> Vec<f32> {
         .collect()
 }
 
+/// Runs a kernel whose parameters are pointers.
 fn run(
     kernel: &str,
     threads: u32,
@@ -52,13 +53,23 @@ fn run(
     memory: &[&Allocation],
     order: Order,
 ) -> Result<(), String> {
-    let addresses: Vec<[u8; 8]> = memory
-        .iter()
-        .map(|memory| memory.address().to_le_bytes())
-        .collect();
-    let arguments: Vec<&[u8]> = addresses.iter().map(|address| &address[..]).collect();
+    let addresses: Vec<u64> = memory.iter().map(|memory| memory.address()).collect();
     // SAFETY: the addresses are those of living allocations.
-    unsafe { launch(kernel, [1, 1, 1], threads, shared, &arguments, order) }
+    unsafe { launch(kernel, [1, 1, 1], threads, shared, &addresses[..], order) }
+}
+
+/// As in `kernels/shared/params_rows.h`.
+#[repr(C)]
+struct RmsNorm {
+    batch: u64,
+    rows: u32,
+    gather: u32,
+    input: u64,
+    weight: u64,
+    format: u32,
+    output: u64,
+    width: u32,
+    eps: f32,
 }
 
 fn norm(width: u16, declared: u32, order: Order) -> Result<Vec<f32>, String> {
@@ -68,19 +79,19 @@ fn norm(width: u16, declared: u32, order: Order) -> Result<Vec<f32>, String> {
     // A batch's first word is the number of its tokens.
     let mut batch = Allocation::new(4).unwrap();
     batch.bytes_mut().copy_from_slice(&1_u32.to_le_bytes());
-    let arguments: [&[u8]; 9] = [
-        &batch.address().to_le_bytes(),
-        &0_u32.to_le_bytes(),
-        &0_u32.to_le_bytes(),
-        &input.address().to_le_bytes(),
-        &weight.address().to_le_bytes(),
-        &FORMAT_BF16.to_le_bytes(),
-        &output.address().to_le_bytes(),
-        &declared.to_le_bytes(),
-        &1e-5_f32.to_le_bytes(),
-    ];
-    // SAFETY: the addresses are those of living allocations.
-    unsafe { launch("rms_norm", [1, 1, 1], 256, 0, &arguments, order)? };
+    let parameters = RmsNorm {
+        batch: batch.address(),
+        rows: 0,
+        gather: 0,
+        input: input.address(),
+        weight: weight.address(),
+        format: FORMAT_BF16,
+        output: output.address(),
+        width: declared,
+        eps: 1e-5,
+    };
+    // SAFETY: the fields are the kernel's, and the addresses are those of living allocations.
+    unsafe { launch("rms_norm", [1, 1, 1], 256, 0, &parameters, order)? };
     Ok(read_halves(&output))
 }
 
@@ -278,7 +289,13 @@ fn faults_are_reported_and_the_machine_continues() {
     bulk("fault_bulk_left", "ends with bulk copies in flight");
     bulk("fault_unmade", "an mbarrier that was not initialised");
     reported("no_kernel", 32, 0, &[&out], "no such kernel");
-    reported("fault_race", 64, 0, &[], "0 arguments for 1");
+    reported(
+        "fault_race",
+        64,
+        0,
+        &[],
+        "0 bytes of parameters, expected 8",
+    );
     reported("fault_race", 33, 0, &[&out], "a block of a wrong size");
     let outside = norm(300, 100_000, Order::Forward).unwrap_err();
     assert!(outside.contains("access outside"), "{outside}");

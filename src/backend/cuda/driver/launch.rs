@@ -25,12 +25,12 @@ pub(super) fn with_early(commands: &[Command]) -> impl Iterator<Item = (&Command
     both.map(move |(command, after_launch)| (command, after_launch && is_launch(command)))
 }
 
-/// Enqueues a kernel. `arguments` are the bytes of its arguments, in order, of shorter ones the first bytes. With `early` its
-/// blocks may start before the kernel in front of it has ended.
+/// Enqueues a kernel. `parameters` is its struct of parameters. With `early` its blocks may start before the kernel in front of
+/// it has ended.
 ///
 /// # Safety
-/// The arguments have the types that the kernel declares, and what they point to is not freed before the kernel has ended.
-/// With `early`, this kernel and the one in front of it begin with `griddepcontrol.wait`.
+/// The parameters are the struct that the kernel takes, and what they point to is not freed before the kernel has ended. With
+/// `early`, this kernel and the one in front of it begin with `griddepcontrol.wait`.
 ///
 /// # Errors
 /// A launch that the driver refuses.
@@ -38,7 +38,7 @@ pub(super) unsafe fn launch(
     stream: &Arc<CudaStream>,
     function: &CudaFunction,
     launch: &Launch,
-    arguments: &mut [[u8; 8]],
+    parameters: &mut [u64],
     early: bool,
 ) -> Result<()> {
     driver_call("its context", stream.context().bind_to_thread())?;
@@ -62,11 +62,9 @@ pub(super) unsafe fn launch(
         attrs: &raw mut attribute,
         numAttrs: early.into(),
     };
-    let mut pointers: Vec<*mut c_void> = arguments
-        .iter_mut()
-        .map(|bytes| bytes.as_mut_ptr().cast())
-        .collect();
-    // SAFETY: the configuration, its attribute and the arguments live until the call returns, and it copies them. The rest is
+    // A kernel has one parameter, the struct.
+    let mut pointers: [*mut c_void; 1] = [parameters.as_mut_ptr().cast()];
+    // SAFETY: the configuration, its attribute and the parameters live until the call returns, and it copies them. The rest is
     // the caller's promise.
     let launched = unsafe {
         sys::cuLaunchKernelEx(
@@ -83,6 +81,8 @@ pub(super) unsafe fn launch(
 mod tests {
     use super::*;
     use crate::backend::cuda::machine::{Buffer, Memory, Place};
+    use crate::backend::cuda::params::Fill;
+    use crate::backend::cuda::step::Kernel;
 
     struct Nowhere;
 
@@ -90,17 +90,19 @@ mod tests {
 
     #[test]
     fn only_a_kernel_behind_a_kernel_starts_early() {
+        let buffer = Arc::new(Buffer::of(Box::new(Nowhere), 64));
         let kernel = || {
-            Command::Launch(Launch {
-                kernel: "add",
-                grid: [1, 1, 1],
-                threads: 256,
-                shared: 0,
-                arguments: Arc::new([]),
-            })
+            let params = Fill {
+                output: &buffer,
+                format: 0,
+                count: 16,
+                seed: 0,
+                mean: 0.0,
+                scale: 0.0,
+            };
+            Command::Launch(Kernel::new("fill", 256, &params).over([1, 1, 1]))
         };
         let copy = || {
-            let buffer = Arc::new(Buffer::of(Box::new(Nowhere), 64));
             let place = |start| Place::new(&buffer, start, 16).unwrap();
             Command::Copy {
                 from: place(0),

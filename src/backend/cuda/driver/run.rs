@@ -16,7 +16,7 @@ use super::nccl::Ranks;
 use super::product::Products;
 use super::{Pinned, Spare, driver_call};
 use crate::backend::cuda::machine::NO_STEP;
-use crate::backend::cuda::machine::{Answers, Argument, Buffer, Command, Launch, Work};
+use crate::backend::cuda::machine::{Answers, Buffer, Command, Launch, Work};
 use crate::backend::{Result, await_device};
 use crate::error::BackendError;
 
@@ -196,12 +196,12 @@ impl Queue {
     fn kernel(&mut self, of: &Launch, early: bool) -> Result<()> {
         let function = self.functions.get(of.kernel(), of.shared())?;
         let address = |buffer: &Buffer| Ok(DeviceMemory::of(&self.stream, buffer)?.address());
-        let bytes = |argument: &Argument| Ok(argument.bytes(address)?.0);
-        let mut arguments: Vec<_> = of.arguments().iter().map(bytes).collect::<Result<_>>()?;
-        // SAFETY: the arguments have the types that the kernel declares, which the emulated machine checks. Each points to
-        // memory that is freed on this stream, after the launch. Every kernel begins by waiting for those before, which the
-        // emulated machine and `tests/cuda_kernels.rs` check, and `early` is true behind another kernel only.
-        unsafe { launch(&self.stream, function, of, &mut arguments, early) }
+        let mut parameters = of.parameters(address)?;
+        // SAFETY: the parameters are the struct that the kernel takes: `parameters` checks its name, and the generated headers
+        // its layout. Each pointer is to memory that is freed on this stream, after the launch. Every kernel begins by waiting
+        // for those before, which the emulated machine and `tests/cuda_kernels.rs` check, and `early` is true behind another
+        // kernel only.
+        unsafe { launch(&self.stream, function, of, &mut parameters, early) }
     }
 }
 
