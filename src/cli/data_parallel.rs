@@ -107,7 +107,7 @@ pub(crate) fn load(
     let states = &loaded.states;
     if options.drop != ParameterDrop::None && states.dropped.is_empty() {
         tracing::warn!(
-            "--parameter-drop {}: nothing will be dropped, as {} slots and {} blocks are all that a replica can use",
+            "--parameter-drop {}: nothing will be dropped, since a replica would have less than an eighth more than its {} slots and {} blocks",
             options.drop.name(),
             states.whole.slots,
             states.whole.blocks

@@ -21,9 +21,12 @@ pub struct PoolSizes {
 }
 
 impl PoolSizes {
-    /// Whether some of it is more than in `other`, and nothing less.
-    fn exceeds(&self, other: &Self) -> bool {
-        self != other && self.slots >= other.slots && self.blocks >= other.blocks
+    /// Whether these sizes are worth dropping parameters, whose steps are slower: slots or blocks are more than in `whole` by an
+    /// eighth at least, and neither is less.
+    fn is_worth(&self, whole: &Self) -> bool {
+        let more = |ours: usize, theirs: usize| ours > theirs && ours - theirs >= theirs / 8;
+        let less = self.slots < whole.slots || self.blocks < whole.blocks;
+        !less && (more(self.slots, whole.slots) || more(self.blocks, whole.blocks))
     }
 }
 
@@ -78,7 +81,7 @@ pub(super) struct Wanted {
 pub struct StateSizes {
     /// When every device has all parameters.
     pub whole: PoolSizes,
-    /// By the number of members of a group, when duplicates are dropped. Sizes that are not larger are left out.
+    /// By the number of members of a group, when duplicates are dropped. Sizes that gain less than an eighth are left out.
     pub dropped: BTreeMap<usize, PoolSizes>,
 }
 
@@ -171,7 +174,9 @@ impl Budget {
         });
         Ok(StateSizes {
             whole,
-            dropped: dropped.filter(|(_, sizes)| sizes.exceeds(&whole)).collect(),
+            dropped: dropped
+                .filter(|(_, sizes)| sizes.is_worth(&whole))
+                .collect(),
         })
     }
 
@@ -489,6 +494,25 @@ mod tests {
                 assert!(!sizes.dropped.is_empty(), "{form:?} {replicas}");
             }
         }
+    }
+
+    #[test]
+    fn a_drop_gains_an_eighth_at_least() {
+        let sizes = |slots, blocks| PoolSizes { slots, blocks };
+        let whole = sizes(16, 70);
+        for worth in [sizes(18, 70), sizes(16, 78), sizes(40, 160)] {
+            assert!(worth.is_worth(&whole), "{worth:?}");
+        }
+        for little in [
+            whole,
+            sizes(17, 71),
+            sizes(16, 77),
+            sizes(40, 69),
+            sizes(15, 160),
+        ] {
+            assert!(!little.is_worth(&whole), "{little:?}");
+        }
+        assert!(sizes(4, 20).is_worth(&sizes(3, 20)) && !sizes(3, 20).is_worth(&sizes(3, 20)));
     }
 
     #[test]

@@ -138,7 +138,10 @@ impl Replicated {
         if let Some(reason) = &self.reason {
             writeln!(out, "  they do not fit: {reason}")?;
         } else if self.parameter_drop != ParameterDrop::None && self.states.len() == 1 {
-            writeln!(out, "  nothing would be dropped: all caches fit")?;
+            writeln!(
+                out,
+                "  nothing would be dropped: a replica would have less than an eighth more slots or blocks"
+            )?;
         }
         Ok(())
     }
