@@ -1,7 +1,7 @@
 //! Several devices as one backend: tensor, expert and pipeline parallelism.
 //!
 //! A [`Group`] has a backend for each rank. The model loads whole weights and builds one program; the group cuts the weights
-//! by their [`Place`](super::Place) and gives every rank the same program over its own handles. Ranks exchange results by themselves if
+//! by their [`Place`] and gives every rank the same program over its own handles. Ranks exchange results by themselves if
 //! their devices can ([`Backend::join`]), else through the host's memory, so that any backend can be a rank. Every rank holds the
 //! same bits of what is not divided. States and latents are read and written whole, so that caches do not depend on the degrees.
 
